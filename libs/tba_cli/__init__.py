@@ -1,0 +1,1 @@
+"""The `tba` command: a client of the REST API, and the whole platform on one machine."""

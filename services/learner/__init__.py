@@ -1,0 +1,1 @@
+"""The learner room: takes batches, makes optimiser steps on the TB objective, publishes weights."""

@@ -1,0 +1,69 @@
+"""The objective: VarGrad trajectory balance (arXiv:2503.18929, section 3 and appendix A), pure.
+
+For each prompt x the policy pi is pulled towards pi_ref(y|x) exp(r(x,y)/beta). Which trajectories share a prompt
+is said by an explicit `group` index, never by the layout of the batch, so any order and any mix is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrajectoryBalance:
+    """The loss, and what it was made of. Only `loss` carries a gradient."""
+
+    loss: Tensor  # scalar: mean squared residual over the trajectories
+    log_z: Tensor  # [trajectories], one value per group
+    log_ratio: Tensor  # [trajectories], log pi - log pi_ref
+
+
+def trajectory_balance(
+    logprob: Tensor,
+    ref_logprob: Tensor,
+    *,
+    reward: Tensor,
+    beta: Tensor,
+    group: Tensor,
+    log_z: Tensor | None = None,
+) -> TrajectoryBalance:
+    """Equation 5 of the paper: the mean of (log Z + log pi - log pi_ref - r / beta)^2.
+
+    Over a whole group this is the population variance of log pi - log pi_ref - r / beta. A trajectory drawn
+    twice counts twice. Adding a constant to the rewards of a group moves its log Z and nothing else.
+
+    Args:
+        logprob: [trajectories] float32, sum of log pi over the completion tokens, with gradient.
+        ref_logprob: [trajectories] float32, the same sum under the frozen reference.
+        reward: [trajectories] float32.
+        beta: [trajectories] float32, above 0; each group its own.
+        group: [trajectories] int64 in 0 .. groups-1; equal where the prompt is shared.
+        log_z: the estimate to use where a group is not here as a whole (`estimate_log_z` of all of it).
+    """
+    log_ratio = logprob - ref_logprob.detach()
+    target = reward / beta
+    if log_z is None:
+        log_z = estimate_log_z(log_ratio, reward=reward, beta=beta, group=group)
+    residual = log_z + log_ratio - target
+    log_z = log_z.expand_as(log_ratio)
+    return TrajectoryBalance(loss=residual.square().mean(), log_z=log_z, log_ratio=log_ratio.detach())
+
+
+def estimate_log_z(log_ratio: Tensor, *, reward: Tensor, beta: Tensor, group: Tensor) -> Tensor:
+    """Equation 4: log Z(x), estimated as the group mean of r / beta - (log pi - log pi_ref), held constant.
+
+    Returns one value per trajectory, [trajectories]. The mean residual of a group is 0, so holding log Z
+    constant does not change the gradient.
+    """
+    return group_mean(reward / beta - log_ratio.detach(), group)
+
+
+def group_mean(value: Tensor, group: Tensor) -> Tensor:
+    """The mean over each element's group, [trajectories] -> [trajectories]."""
+    groups = int(group.max()) + 1
+    total = torch.zeros(groups, dtype=value.dtype, device=value.device).index_add(0, group, value)
+    count = torch.zeros_like(total).index_add(0, group, torch.ones_like(value))
+    return (total / count)[group]

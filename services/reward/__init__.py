@@ -1,0 +1,1 @@
+"""The reward room: scorers, each a process of its own, joined by the routing slip."""

@@ -1,0 +1,84 @@
+"""A process says the truth about itself over HTTP, and a signal stops it between two turns."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from typing import cast
+
+import pytest
+from tba_common import lifecycle
+from tba_common.lifecycle import Lifecycle, configure_logging
+from tba_common.settings import ServiceSettings
+
+
+@pytest.fixture
+def life() -> Iterator[Lifecycle]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with Lifecycle("tba-learner", ServiceSettings(health_address="127.0.0.1:0")) as life:
+        yield life
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def get(life: Lifecycle, path: str) -> tuple[int, str]:
+    assert life.address is not None
+    try:
+        with cast(HTTPResponse, urllib.request.urlopen(f"http://{life.address}{path}", timeout=5)) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_a_process_is_not_ready_until_it_says_so_and_says_why(life: Lifecycle) -> None:
+    assert get(life, "/readyz") == (503, "starting\n")
+    life.ready(False, "waiting for weights")
+    assert get(life, "/readyz") == (503, "waiting for weights\n")
+    life.ready(True)
+    assert get(life, "/readyz") == (200, "ready\n")
+
+
+def test_a_loop_that_stopped_turning_is_not_alive(life: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
+    life.beat()
+    assert get(life, "/healthz")[0] == 200
+    monkeypatch.setattr(lifecycle, "MAX_HEARTBEAT_AGE_SECONDS", -1.0)
+    status, sentence = get(life, "/healthz")
+    assert status == 503
+    assert "expected within" in sentence
+
+
+def test_a_process_exports_its_own_metrics_and_no_other_service_s(life: Lifecycle) -> None:
+    status, text = get(life, "/metrics")
+    assert status == 200
+    assert "# HELP tba_learner_step_seconds Time of one optimiser step" in text
+    assert "process_open_fds" in text
+    assert "tba_generator" not in text
+
+
+def test_an_unknown_path_says_what_exists(life: Lifecycle) -> None:
+    assert get(life, "/") == (404, "expected /healthz, /readyz or /metrics\n")
+
+
+def test_sigterm_sets_stop(life: Lifecycle) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert life.stop.wait(5)
+
+
+def test_a_json_log_line_holds_its_fields(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json")
+    logging.getLogger("tba").info("weights loaded", extra={"policy_version": 42})
+    event = json.loads(capfd.readouterr().err)
+    assert (event["event"], event["policy_version"], event["level"]) == ("weights loaded", 42, "INFO")
+
+
+def test_a_text_log_line_holds_its_fields(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("text")
+    logging.getLogger("tba").info("weights loaded", extra={"policy_version": 42})
+    assert "INFO tba: weights loaded policy_version=42" in capfd.readouterr().err
