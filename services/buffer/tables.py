@@ -50,6 +50,7 @@ runs = Table(
     Column("run_id", Text, primary_key=True),
     Column("policy_version", Integer, nullable=False, server_default="-1"),  # newest announced; -1: none yet
     Column("step", Integer, nullable=False, server_default="0"),
+    Column("checkpoint_batch_id", Integer, nullable=False, server_default="0"),  # a learner never asks for less again
     Column("status", JSONB, nullable=False, server_default="{}"),  # what the buffer last said of itself
     Column("status_at", DateTime(timezone=True)),
     _now(),
@@ -196,6 +197,7 @@ batches = Table(
     Column("trained_step", Integer),  # null until the learner reports it
     _now(),
 )
+Index("ix_batches_untrained", batches.c.run_id, batches.c.batch_id, postgresql_where=text("trained_step IS NULL"))
 
 draws = Table(
     "draws",
@@ -205,7 +207,10 @@ draws = Table(
     Column("group_index", SmallInteger, primary_key=True),
     Column("position", SmallInteger, primary_key=True),
     Column("trajectory_id", BigInteger, nullable=False),
-    Column("draw_logprob", Double, nullable=False),
+    Column("draw_logprob", Double, nullable=False),  # given the draws before it in the group
+    Column("marginal_logprob", Double, nullable=False),  # of a single draw from the whole prompt
+    Column("reward", REAL, nullable=False),  # as drawn: a later duplicate may refresh the trajectory
+    Column("policy_version", Integer, nullable=False),
 )
 Index("ix_draws_trajectory_id", draws.c.trajectory_id)
 
@@ -228,7 +233,25 @@ versions = Table(
     Column("step", Integer, nullable=False),
     Column("uri", Text, nullable=False),
     Column("digest", Text, nullable=False),
+    Column("steps_per_version", Integer, nullable=False, server_default="1"),
     _now(),
+)
+
+# Asked for by the API, and by the buffer itself when a version is due; the feed turns them into issues.
+evaluation_requests = Table(
+    "evaluation_requests",
+    metadata,
+    Column("task_id", BigInteger, ForeignKey("tasks.task_id"), primary_key=True),
+    Column("policy_version", Integer, primary_key=True),
+    Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False),
+    Column("issued_at", DateTime(timezone=True)),  # null until every held-out prompt has its issue
+    _now(),
+)
+Index(
+    "ix_evaluation_requests_open",
+    evaluation_requests.c.run_id,
+    evaluation_requests.c.created_at,
+    postgresql_where=text("issued_at IS NULL"),
 )
 
 dead_letters = Table(
@@ -245,6 +268,29 @@ dead_letters = Table(
     Column("schema_header", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
     _now(),
+)
+
+# What the sampler must remember beside the rows: how much came in, went out and was thrown away, and how far
+# each deck of prompts has been dealt (buffer/deck.py).
+sampler_state = Table(
+    "sampler_state",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.run_id"), primary_key=True),
+    Column("inserts", BigInteger, nullable=False, server_default="0"),  # trajectories taken in, duplicates too
+    Column("samples", BigInteger, nullable=False, server_default="0"),  # trajectories drawn, repeats too
+    Column("evicted", BigInteger, nullable=False, server_default="0"),  # rows the reaper deleted
+    Column("online_floor", Integer, nullable=False, server_default="0"),
+    Column("offline_floor", Integer, nullable=False, server_default="0"),
+)
+
+decks = Table(
+    "decks",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.run_id"), primary_key=True),
+    Column("deck", Text, primary_key=True),
+    Column("prompt_id", BigInteger, primary_key=True),
+    Column("dealt", Integer, nullable=False),  # times the prompt was drawn from this deck
+    CheckConstraint("deck IN ('online', 'offline')", name="deck"),
 )
 
 # Where to read on: committed with the rows that the records before it became.

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import threading
 from typing import Final
+
+from tba_common.lifecycle import Lifecycle
 
 _POLL_SECONDS: Final = 0.1
 
 
-def stop_on_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
-def stay(process: subprocess.Popen[bytes], stop: threading.Event) -> bool:
-    """Block until `stop` is set (returns True) or the process has ended (returns False)."""
+def stay(process: subprocess.Popen[bytes], life: Lifecycle) -> bool:
+    """Block until `life` is asked to stop (returns True) or the process has ended (returns False)."""
     while process.poll() is None:
-        if stop.wait(_POLL_SECONDS):
+        life.beat()
+        if life.stop.wait(_POLL_SECONDS):
             return True
     return False
 

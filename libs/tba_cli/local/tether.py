@@ -8,22 +8,23 @@ fork of a process with threads, which may deadlock. The signal is Linux's; elsew
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
 _PR_SET_PDEATHSIG: Final = 1
-_SAME_ACCOUNT: Final = "-"
+_SAME_ACCOUNT: Final = ""
 
 
 def start_tethered(
     command: Sequence[str],
     *,
     signal_on_orphan: signal.Signals = signal.SIGTERM,
-    uid: int | None = None,
+    account: str = _SAME_ACCOUNT,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     output: IO[bytes] | int | None = None,
@@ -32,10 +33,9 @@ def start_tethered(
     """Start `command` so that it gets `signal_on_orphan` when the calling thread ends.
 
     The thread matters: Linux takes the thread that forked for the parent, so start children from one that stays.
-    `uid` runs the command as another account, which only root may ask for. `output` takes stdout and stderr.
+    `account` is the name of another account to run as, which only root may ask for. `output` takes both streams.
     """
     launcher = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signal_on_orphan))]
-    account = _SAME_ACCOUNT if uid is None else str(uid)
     return subprocess.Popen(
         [*launcher, account, *command],
         env=env,
@@ -47,19 +47,26 @@ def start_tethered(
     )
 
 
-def become(parent: int, signal_on_orphan: int, account: str, command: Sequence[str]) -> None:
+def become(parent: int, signal_on_orphan: int, account: str, command: list[str]) -> None:
     """Tie this process to `parent`, then replace it by `command`; return only when the parent is already gone."""
+    tie = _tie()  # loaded first: the other account may not be able to read this Python
     if account != _SAME_ACCOUNT:
+        entry = pwd.getpwnam(account)
         os.setgroups([])
-        os.setgid(int(account))
-        os.setuid(int(account))
-    if sys.platform == "linux":
-        import ctypes
-
-        # After the change of account, which would clear it.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal_on_orphan, 0, 0, 0)
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+    tie(signal_on_orphan)  # last: a change of account clears it
     if os.getppid() == parent:
         os.execvp(command[0], command)  # noqa: S606  # no shell is what we want
+
+
+def _tie() -> Callable[[int], object]:
+    if sys.platform != "linux":
+        return lambda number: None
+    import ctypes
+
+    prctl = ctypes.CDLL(None).prctl
+    return lambda number: prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""The `tba` command: which commands there are, and how each failure ends.
+
+Exit codes: 0 done, 1 failed, 2 the command or what it posts does not fit, 3 not allowed, 4 not found,
+5 in conflict with what is there, 6 the API is not available.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import typer
+
+from tba_cli import run_commands, task_commands
+from tba_cli.errors import TbaError
+
+_INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="tba",
+    help="Post-train a language model with Trajectory Balance, asynchronously.",
+    epilog="Exit codes: 0 done, 1 failed, 2 does not fit, 3 not allowed, 4 not found, 5 conflict, 6 API unavailable.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tasks = typer.Typer(help="Post tasks to a live run, and steer them.", no_args_is_help=True)
+app.command()(run_commands.up)
+app.command()(run_commands.down)
+app.command()(run_commands.status)
+app.command()(run_commands.watch)
+app.command()(run_commands.demo)
+app.add_typer(tasks, name="tasks")
+tasks.command()(task_commands.post)
+tasks.command()(task_commands.add)
+tasks.command("list")(task_commands.list_all)
+tasks.command()(task_commands.pause)
+tasks.command()(task_commands.resume)
+tasks.command()(task_commands.evaluate)
+tasks.command()(task_commands.delete)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except TbaError as error:
+        print(f"tba: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)

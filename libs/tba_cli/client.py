@@ -1,0 +1,214 @@
+"""A typed client of the REST API. A request that changes something happens once, however often it is retried."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import ValidationError
+from tba_common.tasks import PromptSpec, Task
+
+from tba_cli.answers import (
+    Evaluation,
+    EvaluationRequest,
+    PostedPrompt,
+    Problem,
+    Status,
+    StepAnswer,
+    TaskAnswer,
+    Trajectory,
+)
+from tba_cli.errors import ApiError, Unavailable
+
+PROMPTS_AT_ONCE: Final = 10_000  # the API takes no more in one request
+_BYTES_AT_ONCE: Final = 16 << 20  # half of what it takes by default
+_ATTEMPTS: Final = 5
+_FIRST_PAUSE_SECONDS: Final = 0.25
+_TIMEOUT_SECONDS: Final = 30.0
+_LATER: Final = {httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT}
+
+A = TypeVar("A", Evaluation, StepAnswer, TaskAnswer, Trajectory)
+
+
+class Client:
+    """A connection to one deployment, as a context manager.
+
+    Every method raises `ApiError` when the API refuses, and `Unavailable` when it did not answer after
+    `attempts` tries.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        attempts: int = _ATTEMPTS,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._attempts = attempts
+        self._sleep = sleep
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        # A proxy of the environment would not find our loopback.
+        loopback = httpx.URL(url).host in {"127.0.0.1", "::1", "localhost"}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS, trust_env=not loopback)
+
+    def status(self) -> Status:
+        """The run at one glance."""
+        return Status.model_validate_json(self._get("/v1/status").content)
+
+    def tasks(self) -> list[TaskAnswer]:
+        """Every task with its progress, oldest first."""
+        return list(self._pages(TaskAnswer, "/v1/tasks", {"limit": 500}))
+
+    def task(self, name: str) -> TaskAnswer:
+        """One task with its progress."""
+        return TaskAnswer.model_validate_json(self._get(_task(name)).content)
+
+    def post_task(self, task: Task, prompts: Sequence[PromptSpec]) -> TaskAnswer:
+        """Post a task; prompts beyond what one request takes follow it."""
+        first, *rest = _portions(prompts)
+        body = {**_json(task), "prompts": [_json(prompt) for prompt in first]}
+        answer = TaskAnswer.model_validate_json(self._change("POST", "/v1/tasks", body).content)
+        for portion in rest:
+            self._add(task.name, portion)
+        return self.task(task.name) if rest else answer
+
+    def post_document(self, document: Mapping[str, Any]) -> TaskAnswer:
+        """Post a task as the API's own JSON, prompts and all."""
+        return TaskAnswer.model_validate_json(self._change("POST", "/v1/tasks", document).content)
+
+    def add_prompts(self, name: str, prompts: Sequence[PromptSpec]) -> list[PostedPrompt]:
+        """Add prompts to a task, and say what became of each."""
+        return [posted for portion in _portions(prompts) for posted in self._add(name, portion)]
+
+    def pause(self, name: str) -> TaskAnswer:
+        """Order no more completions for a task."""
+        return TaskAnswer.model_validate_json(self._change("POST", f"{_task(name)}/pause").content)
+
+    def resume(self, name: str) -> TaskAnswer:
+        """Go on with a paused task."""
+        return TaskAnswer.model_validate_json(self._change("POST", f"{_task(name)}/resume").content)
+
+    def delete(self, name: str) -> None:
+        """Take a task out of the run for good."""
+        self._change("DELETE", _task(name))
+
+    def evaluate(self, name: str, policy_version: int | None = None) -> EvaluationRequest:
+        """Ask for an evaluation with one policy version, the newest by default."""
+        body = {} if policy_version is None else {"policy_version": policy_version}
+        return EvaluationRequest.model_validate_json(self._change("POST", f"{_task(name)}/evaluations", body).content)
+
+    def steps(self, after: int = -1) -> list[StepAnswer]:
+        """Every optimiser step after one, in order."""
+        return list(self._pages(StepAnswer, "/v1/steps", {"after": after, "limit": 1_000}))
+
+    def evaluations(self, task: str | None = None) -> list[Evaluation]:
+        """Every evaluation, by policy version."""
+        return list(self._pages(Evaluation, "/v1/evaluations", {"task": task}))
+
+    def trajectories(
+        self,
+        *,
+        task: str | None = None,
+        policy_version: int | None = None,
+        min_reward: float | None = None,
+        max_reward: float | None = None,
+        limit: int = 50,
+    ) -> list[Trajectory]:
+        """The newest trajectories that fit, at most `limit` (up to 200)."""
+        query = {"task": task, "policy_version": policy_version, "min_reward": min_reward, "max_reward": max_reward}
+        page = self._get("/v1/trajectories", {**query, "limit": limit}).json()
+        return [Trajectory.model_validate(item) for item in page["data"]]
+
+    def generator_versions(self, task: str) -> int:
+        """How many policy versions wrote at least one of a task's stored trajectories."""
+        newest = self.status().policy_version
+        versions = range(0 if newest is None else newest + 1)
+        return sum(bool(self.trajectories(task=task, policy_version=version, limit=1)) for version in versions)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _get(self, path: str, query: Mapping[str, Any] | None = None) -> httpx.Response:
+        asked = {name: value for name, value in (query or {}).items() if value is not None}
+        return self._ask(self._http.build_request("GET", path, params=asked))
+
+    def _change(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        return self._ask(self._http.build_request(method, path, json=body, headers=headers))
+
+    def _add(self, name: str, prompts: Sequence[PromptSpec]) -> list[PostedPrompt]:
+        answer = self._change("POST", f"{_task(name)}/prompts", [_json(prompt) for prompt in prompts])
+        return [PostedPrompt.model_validate(item) for item in answer.json()["data"]]
+
+    def _pages(self, kind: type[A], path: str, query: Mapping[str, Any]) -> Iterator[A]:
+        after = query.get("after")
+        while True:
+            page = self._get(path, {**query, "after": after}).json()
+            yield from (kind.model_validate(item) for item in page["data"])
+            if not page["has_more"]:
+                return
+            after = page["next_after"]
+
+    def _ask(self, request: httpx.Request) -> httpx.Response:
+        reason = ""
+        for attempt in range(self._attempts):
+            if attempt:
+                self._sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+            try:
+                response = self._http.send(request)
+            except httpx.TransportError as error:
+                reason = str(error) or type(error).__name__
+                continue
+            if response.is_success:
+                return response
+            problem = _problem(response)
+            if response.status_code not in _LATER and not problem.type.endswith(":request-in-progress"):
+                raise ApiError(problem)
+            reason = problem.detail or problem.title
+        raise Unavailable(f"{self.url} does not answer: {reason}")
+
+
+def _task(name: str) -> str:
+    return f"/v1/tasks/{quote(name, safe='')}"
+
+
+def _json(value: Task | PromptSpec) -> dict[str, Any]:
+    return value.model_dump(mode="json", exclude_unset=True)
+
+
+def _portions(prompts: Sequence[PromptSpec]) -> list[list[PromptSpec]]:
+    """Cut a list into what one request takes; the first portion is there even when it is empty."""
+    portions: list[list[PromptSpec]] = [[]]
+    size = 0
+    for prompt in prompts:
+        bytes_more = len(prompt.model_dump_json())
+        if len(portions[-1]) == PROMPTS_AT_ONCE or (portions[-1] and size + bytes_more > _BYTES_AT_ONCE):
+            portions.append([])
+            size = 0
+        portions[-1].append(prompt)
+        size += bytes_more
+    return portions
+
+
+def _problem(response: httpx.Response) -> Problem:
+    """Read a refusal; one that is not ours, such as a gateway's page, is told by its status alone."""
+    try:
+        return Problem.model_validate_json(response.content)
+    except ValidationError:
+        return Problem(title=response.reason_phrase or "refused", status=response.status_code)

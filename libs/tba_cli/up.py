@@ -1,0 +1,72 @@
+"""`tba up` and `tba down`: the platform of one directory, in the foreground until Ctrl-C."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+from tba_common.lifecycle import configure_logging
+
+from tba_cli.escapes import visible
+from tba_cli.local import state_file
+from tba_cli.local.stack import Stack, StackOptions
+from tba_cli.local.supervisor import STATE_FILE, OnLine
+
+_COLOURS: Final = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_magenta")
+_NAME_CHARACTERS: Final = 22
+_DOWN_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.2
+
+
+def up(options: StackOptions, console: Console) -> bool:
+    """Run a stack until Ctrl-C or SIGTERM (returns True), or until it ended by itself (returns False).
+
+    Raises:
+        AlreadyRunning, StartError: see `Stack.start`.
+    """
+    configure_logging("text")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Stack(options, on_line=printer(console)) as stack:
+            console.print(Text(_welcome(stack), style="bold"), soft_wrap=True)
+            while stack.supervisor.running:
+                time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def down(directory: Path) -> list[str]:
+    """End the stack of a directory, or what a killed one left; return the names of what was ended."""
+    state = state_file.read(directory / STATE_FILE)
+    if state is None:
+        return []
+    ended = [process.name for process in (state.supervisor, *state.processes) if state_file.lives(process)]
+    state_file.end([state.supervisor], grace_seconds=_DOWN_SECONDS)
+    state_file.end(state.processes, grace_seconds=_DOWN_SECONDS)
+    return ended
+
+
+def printer(console: Console) -> OnLine:
+    """Print lines behind the name of their process, each name in its colour."""
+    colours = itertools.cycle(_COLOURS)
+    styles: dict[str, str] = {}
+
+    def print_line(name: str, line: str) -> None:
+        style = styles.setdefault(name, next(colours))
+        prefix = (f"{name:<{_NAME_CHARACTERS}} | ", style)
+        console.print(Text.assemble(prefix, visible(line)), soft_wrap=True)
+
+    return print_line
+
+
+def _welcome(stack: Stack) -> str:
+    return (
+        f"TBA is up: {stack.url} (directory {stack.directory})\n"
+        f"Post a task with `tba tasks post`, follow it with `tba watch`, end everything with Ctrl-C."
+    )

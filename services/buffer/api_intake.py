@@ -1,0 +1,154 @@
+"""Prompts on their way in: from a request or a JSONL file to rows, each in its split, none of them twice.
+
+A prompt with a client key is added once per task, however often it is posted. The split depends on the text
+alone, so a text that is posted again under another key cannot be both trained on and held out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal
+
+from sqlalchemy import Connection, func, insert, select
+from tba_common.tasks import PromptSpec
+
+from services.buffer.api_body import Reader
+from services.buffer.api_faults import FieldError, shown
+from services.buffer.problems import Problem
+from services.buffer.tables import prompts
+
+MAX_PROMPTS: Final = 10_000
+_ROWS_AT_ONCE: Final = 5_000
+_LOCK_CLASS: Final = 0x7BA
+_MAX_LINE_BYTES: Final = 1 << 20
+_PROMPT: Final = Reader(PromptSpec)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What became of one posted prompt; not `created`: its key was known already."""
+
+    prompt_id: int
+    created: bool
+    split: Literal["train", "eval"]
+
+
+def split_of(spec: PromptSpec, eval_fraction: float) -> Literal["train", "eval"]:
+    """Hold out `eval_fraction` of the train prompts, by a hash of the text that is the same on every machine."""
+    digest = hashlib.blake2b(spec.text.encode(), digest_size=8).digest()
+    return "eval" if int.from_bytes(digest) < eval_fraction * 2**64 else spec.split
+
+
+def add_prompts(
+    connection: Connection, task_id: int, specs: Sequence[PromptSpec], *, eval_fraction: float, field: str
+) -> list[Added]:
+    """Insert what is new and return every prompt's id, in the order of `specs`.
+
+    Raises:
+        Problem: a key that names another text or reference already; `field` points to the list.
+    """
+    # Two requests with the same new key must not both find it missing. The task's row stays free: the buffer
+    # updates it with every batch.
+    connection.execute(select(func.pg_advisory_xact_lock(_LOCK_CLASS, task_id % 2**31)))
+    stored = _stored(connection, task_id, specs)
+    fresh = _fresh(specs, dict(stored), field)
+    statement = insert(prompts).returning(prompts.c.prompt_id, sort_by_parameter_order=True)
+    rows = [{**spec.model_dump(), "task_id": task_id, "split": split_of(spec, eval_fraction)} for spec in fresh]
+    ids = iter(connection.scalars(statement, rows).all() if rows else ())
+    known = {key: row.prompt_id for key, row in stored.items()}
+    added = []
+    for spec in specs:
+        created = spec.key is None or spec.key not in known
+        prompt_id = next(ids) if created else known[str(spec.key)]
+        if spec.key is not None:
+            known[spec.key] = prompt_id
+        added.append(Added(prompt_id, created, split_of(spec, eval_fraction)))
+    return added
+
+
+def add_file(connection: Connection, task_id: int, path: Path, *, eval_fraction: float) -> int:
+    """Add the prompts of a JSONL file, one PromptSpec a line, and return how many were new.
+
+    Raises:
+        Problem: a line that is not a prompt, or no line at all.
+    """
+    lines = _lines(path)
+    count, created = 0, 0
+    while specs := list(islice(lines, _ROWS_AT_ONCE)):
+        added = add_prompts(connection, task_id, specs, eval_fraction=eval_fraction, field="/prompts_path")
+        count += len(added)
+        created += sum(prompt.created for prompt in added)
+    if count == 0:
+        raise Problem("invalid-request", _file_fault("a file with at least one prompt", "an empty file"))
+    return created
+
+
+def data_file(directory: Path | None, named: str) -> Path:
+    """Find the JSONL file that a request names beneath the data directory.
+
+    Raises:
+        Problem: no such file there; the answer is the same for every file outside.
+    """
+    if directory is None:
+        raise Problem("invalid-request", _file_fault("prompts inline: this server has no data directory", shown(named)))
+    root = directory.resolve()
+    path = (root / named).resolve()
+    if not (path.is_relative_to(root) and path.suffix == ".jsonl" and path.is_file()):
+        raise Problem("invalid-request", _file_fault("a .jsonl file beneath the data directory", shown(named)))
+    return path
+
+
+@dataclass(frozen=True)
+class _Known:
+    prompt_id: int
+    text: str
+    reference: str | None
+
+
+def _stored(connection: Connection, task_id: int, specs: Sequence[PromptSpec]) -> dict[str, _Known]:
+    keys = [spec.key for spec in specs if spec.key is not None]
+    if not keys:
+        return {}
+    columns = (prompts.c.key, prompts.c.prompt_id, prompts.c.text, prompts.c.reference)
+    query = select(*columns).where(prompts.c.task_id == task_id, prompts.c.key == func.any(keys))
+    return {row.key: _Known(row.prompt_id, row.text, row.reference) for row in connection.execute(query)}
+
+
+def _fresh(specs: Sequence[PromptSpec], by_key: dict[str, _Known], field: str) -> list[PromptSpec]:
+    fresh, conflicts = [], []
+    for index, spec in enumerate(specs):
+        known = None if spec.key is None else by_key.get(spec.key)
+        if known is None:
+            fresh.append(spec)
+            if spec.key is not None:
+                by_key[spec.key] = _Known(0, spec.text, spec.reference)
+        elif (known.text, known.reference) != (spec.text, spec.reference):
+            expected = "a new key, or the text and reference that this key was first posted with"
+            conflicts.append(FieldError(field=f"{field}/{index}/key", expected=expected, got=shown(spec.key)))
+    if conflicts:
+        raise Problem("key-conflict", *conflicts)
+    return fresh
+
+
+def _lines(path: Path) -> Iterator[PromptSpec]:
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
+            if not line.strip():
+                continue
+            try:
+                spec, errors = _PROMPT.parse(line)
+            except Problem as problem:
+                spec, errors = None, list(problem.errors)
+            if spec is None:
+                first = errors[0]
+                fault = _file_fault(f"line {number}, {first.field or 'all of it'}: {first.expected}", first.got)
+                raise Problem("invalid-request", fault)
+            yield spec
+
+
+def _file_fault(expected: str, got: str) -> FieldError:
+    return FieldError(field="/prompts_path", expected=expected, got=got)

@@ -1,0 +1,70 @@
+"""The settings of `tba-api`."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import SettingsConfigDict
+from tba_common.settings import ServiceSettings
+
+
+class ApiSettings(ServiceSettings):
+    """Where the REST API listens, whom it lets in, and what it may read."""
+
+    # The URL may hold a password: no validation error repeats it.
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
+
+    database_url: str = Field(
+        default="postgresql+psycopg://postgres@127.0.0.1:5432/tba",
+        repr=False,
+        description="SQLAlchemy URL of the PostgreSQL that the buffer writes to",
+    )
+    api_address: str = Field(
+        default="127.0.0.1:8000",
+        pattern=r"^.+:[0-9]{1,5}$",
+        description="host:port to listen on; anything but loopback needs an API key",
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        description="every /v1 route wants it as `Authorization: Bearer`; without one, only loopback may ask",
+    )
+    data_directory: Path | None = Field(
+        default=None, description="JSONL files beneath it may be named as prompts_path; none: prompts come inline only"
+    )
+    max_body_bytes: int = Field(
+        default=32 << 20, ge=1_024, description="larger request bodies are refused before they are parsed"
+    )
+
+    @property
+    def host(self) -> str:
+        """The host of `api_address`, without the brackets of an IPv6 literal."""
+        return self.api_address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port of `api_address`; 0 takes any free one."""
+        return int(self.api_address.rpartition(":")[2])
+
+    @model_validator(mode="after")
+    def _open_to_others_only_with_a_key(self) -> Self:
+        if self.api_key is not None and not self.api_key.get_secret_value():
+            raise ValueError("TBA_API_KEY is empty: expected a key, or the variable unset")
+        if self.api_key is None and not is_loopback(self.host):
+            raise ValueError(
+                f"TBA_API_ADDRESS {self.api_address!r} can be reached from other machines and TBA_API_KEY is not set: "
+                "set a key, or listen on 127.0.0.1"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether `host`, a name or an address without brackets, can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,204 @@
+"""What the API answers with: one frozen model per noun, so that OpenAPI, the page and the CLI agree."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from tba_common.messages import Step
+from tba_common.tasks import Task
+
+T = TypeVar("T")
+
+
+class View(BaseModel):
+    """A value that is only ever read."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Listing(View, Generic[T]):
+    """One page of a list; pass `next_after` as `after` to go on."""
+
+    data: tuple[T, ...]
+    has_more: bool
+    next_after: str | None = Field(description="cursor of the next page; null when this is the last")
+
+
+class Progress(View):
+    """How far a task has come."""
+
+    prompts_train: int
+    prompts_eval: int
+    issues: int = Field(description="times a prompt was given to the generators for training")
+    trajectories: int = Field(description="scored completions stored in the buffer")
+    recent_mean_reward: float | None = Field(
+        description="over this task's part of the newest 2,000 trajectories of the run; null when it has none there"
+    )
+    task_steps: int = Field(description="optimiser steps this task has been part of")
+
+
+class TaskView(View):
+    """A task, and how far it has come."""
+
+    task_id: int
+    name: str
+    state: Literal["active", "paused"]
+    created_at: datetime
+    spec: Task
+    progress: Progress
+
+
+class PostedPrompt(View):
+    """What became of one posted prompt."""
+
+    prompt_id: int
+    split: Literal["train", "eval"]
+    created: bool = Field(description="false: this key was posted before, nothing was added")
+
+
+class PostedPrompts(View):
+    """The prompts of a request, in its order."""
+
+    data: tuple[PostedPrompt, ...]
+    created: int
+
+
+class EvaluationRequest(View):
+    """An evaluation that was accepted: every held-out prompt of the task, greedily, with one policy version."""
+
+    task: str
+    policy_version: int
+    prompts: int
+    created: bool = Field(description="false: this version's evaluation was asked for before")
+
+
+class EvaluationView(View):
+    """The held-out prompts of a task under one policy version. Complete when `n` equals `n_expected`."""
+
+    task: str
+    policy_version: int
+    n: int = Field(description="answers scored so far")
+    n_expected: int
+    mean_reward: float | None
+    accuracy: float | None = Field(description="share of the scored answers whose reward is at least 1")
+
+
+class StepView(Step):
+    """One optimiser step, as the learner reported it."""
+
+    created_at: datetime
+
+
+class ScoreView(View):
+    """What one scorer said about a trajectory."""
+
+    scorer: str
+    version: str
+    value: float
+    seconds: float
+
+
+class TrajectoryView(View):
+    """One scored completion. Its texts are what a model wrote: treat them as hostile."""
+
+    trajectory_id: int
+    task: str
+    prompt_id: int
+    policy_version: int
+    reward: float
+    scores: tuple[ScoreView, ...]
+    prompt: str
+    text: str
+    tokens: int
+    finish_reason: str
+    temperature: float
+    top_p: float
+    created_at: datetime
+
+
+class DrawView(View):
+    """One time that a trajectory was drawn into a batch; `step` is null until the batch is trained."""
+
+    batch_id: int
+    group_index: int
+    position: int
+    draw_logprob: float
+    reward: float = Field(description="as drawn; the same tokens may have been scored again since")
+    policy_version: int
+    step: int | None
+
+
+class TrajectoryDetail(TrajectoryView):
+    """A trajectory with where it comes from and every step that used it."""
+
+    reference: str | None
+    issue_id: int
+    attempt: int
+    issued_at: datetime
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...] = Field(description="natural logarithms; null where not finite")
+    draws: tuple[DrawView, ...]
+
+
+class Staleness(View):
+    """Policy version of the learner minus that of a trained trajectory, over the last 50 steps."""
+
+    mean_versions: float | None
+    histogram: dict[int, int] = Field(description="versions -> trajectories", examples=[{0: 310, 1: 202}])
+
+
+class Rates(View):
+    """How fast the line runs."""
+
+    trajectories_per_second: float = Field(description="stored in the last minute (the newest 10,000 are looked at)")
+    steps_per_minute: float | None = Field(description="over the last 20 steps; null before the second")
+    trained_per_second: float | None = Field(description="trajectories drawn into the last 20 steps, per second")
+
+
+class Queues(View):
+    """What is on its way between services."""
+
+    prompts_in_flight: int = Field(description="with the generators and scorers, completions not yet back")
+    oldest_prompt_seconds: float | None
+    batches_in_flight: int = Field(description="drawn from the buffer, not yet trained")
+    evaluations_waiting: int = Field(description="asked for, not yet given to the generators")
+    dead_letters: int = Field(description="messages that could not be handled; their reasons are in `dead_letters`")
+
+
+class LedgerView(View):
+    """Completions ordered from the generators for training, and what became of each."""
+
+    issued: int
+    stored: int
+    duplicates: int
+    dead_lettered: int
+    expired: int
+    in_flight: int
+    balanced: bool = Field(description="issued = stored + duplicates + dead_lettered + expired + in_flight")
+
+
+class BufferView(View):
+    """The buffer service, as it last said of itself."""
+
+    trajectories: int
+    blocked: str | None = Field(description="why no batch can be drawn; null when one can", examples=["min_size"])
+    silent_seconds: float | None = Field(description="age of what it said; null before it ever did")
+
+
+class StatusView(View):
+    """The run at one glance."""
+
+    run_id: str
+    policy_version: int | None = Field(description="newest published; null before the first")
+    step: int
+    state: Literal["running", "waiting", "stalled"] = Field(description="stalled: a person should look")
+    waiting_for: str = Field(description="one sentence: what the line waits for")
+    tasks_active: int
+    tasks_paused: int
+    staleness: Staleness
+    rates: Rates
+    queues: Queues
+    buffer: BufferView
+    ledger: LedgerView

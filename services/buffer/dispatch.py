@@ -1,0 +1,158 @@
+"""Dispatch: draws batches, records them, and keeps two of them in front of the learner.
+
+State of a batch:  recorded -> sent -> trained (a Step) -> perhaps untrained again (the learner lost it: Resumed).
+A batch is recorded before it is sent, so after any crash the same batch is sent again. Numbers have no gaps.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from tba_common import metrics
+from tba_common.messages import Group, Resumed, Step
+
+from services.buffer import batches
+from services.buffer.lease import Lease
+from services.buffer.limiter import MAX_BATCHES_IN_FLIGHT, Limits, Reason, Stock, blocked
+from services.buffer.orders import KnownTask
+from services.buffer.pacing import Backlog, Turnaround
+from services.buffer.sampling import Sampler
+
+_RECENT_BATCHES: Final = 32
+_MAX_LAPSES: Final = 6
+
+#: Sends messages to the learner and returns when the broker has them.
+Deliver = Callable[[Iterable[Group]], None]
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Single-threaded. `now` is everywhere the same monotonic clock, in seconds."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        run_id: str,
+        deliver: Deliver,
+        *,
+        sampler: Sampler,
+        limits: Limits,
+        backlog: Backlog,
+        samples: int,
+        resend_seconds: float,
+    ) -> None:
+        self._lease, self._run_id, self._deliver = lease, run_id, deliver
+        self._sampler, self._limits, self._backlog = sampler, limits, backlog
+        self._turnaround = Turnaround(resend_seconds)
+        self._untrained: dict[int, float | None] = {}  # batch_id, ascending: when sent, None if it has to be
+        self._next_batch_id = 1
+        self._progress_at = float("-inf")
+        self._lapses = 0  # deadlines that passed since the learner last said anything
+        self.samples = samples
+        self.reason: Reason | None = "not_ready"
+        self.staleness: deque[Counter[int]] = deque(maxlen=_RECENT_BATCHES)  # versions behind: trajectories
+        self.kinds: deque[Counter[str]] = deque(maxlen=_RECENT_BATCHES)
+
+    @property
+    def untrained(self) -> int:
+        """Batches that the learner has not reported."""
+        return len(self._untrained)
+
+    def load(self, now: float) -> None:
+        """Take over the recorded batches; those that were sent get a full deadline from now."""
+        with self._lease.transaction() as connection:
+            recorded = batches.load_recorded(connection, self._run_id)
+        self._untrained = {batch_id: now if sent else None for batch_id, sent in recorded.untrained.items()}
+        self._next_batch_id = recorded.next_batch_id
+        self._progress_at = now
+
+    def reported(self, reports: Iterable[Step | Resumed], now: float) -> None:
+        """Take note of what the learner trained, or lost."""
+        for report in reports:
+            self._progress_at, self._lapses = now, 0
+            sent_at = self._untrained.get(report.batch_id)
+            if isinstance(report, Step) and sent_at is not None:
+                self._turnaround.answered(now, now - sent_at)
+            if isinstance(report, Resumed):
+                # What it lost it reads again from Kafka by itself: nothing is sent before the deadline.
+                log.info("learner resumed", extra={"batch_id": report.batch_id, "step": report.step})
+                unsent = {batch_id for batch_id, sent in self._untrained.items() if sent is None}
+                later = range(report.batch_id + 1, self._next_batch_id)
+                self._untrained = {batch_id: None if batch_id in unsent else now for batch_id in later}
+            self._untrained = {b: sent for b, sent in self._untrained.items() if b > report.batch_id}
+            self._next_batch_id = max(self._next_batch_id, report.batch_id + 1)
+
+    def turn(self, now: float, *, inserts: int, trainable: int, tasks: Mapping[int, KnownTask]) -> None:
+        """Send what must be sent, in order, as long as the learner has fewer than two batches in hand."""
+        self._give_up_waiting(now)
+        while True:
+            in_flight = sum(sent is not None for sent in self._untrained.values())
+            unsent = next((batch_id for batch_id, sent in self._untrained.items() if sent is None), None)
+            stock = Stock(
+                inserts=inserts,
+                samples=self.samples,
+                ready=len(self._sampler.index.ready),
+                stocked=len(self._sampler.index.stocked),
+                trainable=trainable,
+                batches_in_flight=in_flight,
+            )
+            self.reason = blocked(self._limits, stock)
+            if in_flight >= MAX_BATCHES_IN_FLIGHT or (unsent is None and self.reason is not None):
+                return
+            if unsent is None:
+                unsent = self._next_batch_id
+                self._record(unsent)
+                self._next_batch_id += 1
+            if not self._send(unsent, now, tasks):
+                return
+
+    def _give_up_waiting(self, now: float) -> None:
+        """Without a word from the learner for too long, what was sent counts as lost: the broker may forget.
+
+        Each time the wait doubles: a learner that is down for hours must not find hours of repeats.
+        """
+        sent_at = [sent for sent in self._untrained.values() if sent is not None]
+        if not sent_at:
+            return
+        patience = self._turnaround.deadline_seconds() * 2 ** min(self._lapses, _MAX_LAPSES)
+        if now - max(self._progress_at, *sent_at) > patience:
+            log.warning("batches overdue", extra={"batches": len(sent_at), "waited_seconds": patience})
+            self._untrained = dict.fromkeys(self._untrained)
+            self._lapses += 1
+
+    def _record(self, batch_id: int) -> None:
+        started = time.perf_counter()
+        groups = self._sampler.draw(batch_id)
+        metrics.BUFFER_DRAW_SECONDS.observe(time.perf_counter() - started)
+        version, dealt = self._sampler.index.version, self._sampler.decks
+        with self._lease.transaction() as connection:
+            batches.record(connection, self._run_id, batch_id, version=version, groups=groups, dealt=dealt)
+        self._untrained[batch_id] = None
+        self.samples += sum(len(group.rows) for group in groups)
+        for group in groups:
+            self._backlog.drawn(group.prompt_id)
+        self.staleness.append(Counter(version - int(v) for group in groups for v in group.rows["version"]))
+        self.kinds.append(Counter(group.kind for group in groups))
+        metrics.BUFFER_BATCHES.inc()
+
+    def _send(self, batch_id: int, now: float, tasks: Mapping[int, KnownTask]) -> bool:
+        """Send a recorded batch; return whether it is in flight now."""
+        specs = {task_id: task.spec for task_id, task in tasks.items()}
+        with self._lease.transaction() as connection:
+            groups = batches.load_groups(connection, self._run_id, batch_id, specs)
+        if groups is None:
+            if self.reason is not None:
+                return False
+            log.warning("batch drawn anew: its trajectories are gone", extra={"batch_id": batch_id})
+            self._record(batch_id)
+            return self._send(batch_id, now, tasks)
+        self._deliver(groups)
+        with self._lease.transaction() as connection:
+            batches.mark_sent(connection, self._run_id, batch_id)
+        self._untrained[batch_id] = now
+        return True

@@ -1,0 +1,75 @@
+"""How long an answer takes, how much work keeps the generators busy, and what lies undrawn. Pure: time comes in."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from typing import Final
+
+_REMEMBERED: Final = 512
+_RECENT_SECONDS: Final = 30.0
+_PATIENCE: Final = 4.0
+
+
+class Turnaround:
+    """How long recent answers took. All times in seconds of one monotonic clock.
+
+    Args:
+        shortest_deadline_seconds: patience as long as nothing slower has been seen.
+    """
+
+    def __init__(self, shortest_deadline_seconds: float) -> None:
+        self._shortest = shortest_deadline_seconds
+        self._answers: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # (answered at, took)
+
+    def answered(self, now: float, took_seconds: float) -> None:
+        """Take note of an answer."""
+        self._answers.append((now, took_seconds))
+
+    def deadline_seconds(self) -> float:
+        """Return the age at which an order counts as lost: far above what nine in ten took lately."""
+        if not self._answers:
+            return self._shortest
+        slow = sorted(took for _, took in self._answers)[len(self._answers) * 9 // 10]
+        return max(self._shortest, _PATIENCE * slow)
+
+    def window(self, now: float, least: int) -> int:
+        """Return how many orders in flight keep those who answer busy, with a short queue.
+
+        Half a minute of work, or twice the fastest answer where one takes longer; never below `least`. A longer
+        queue would not make anything faster, and a new task or an evaluation would stand behind it.
+        """
+        recent = [took for at, took in self._answers if now - at <= _RECENT_SECONDS]
+        if not recent:
+            return least
+        is_full = len(recent) == _REMEMBERED
+        rate = len(recent) / (max(now - self._answers[0][0], 1.0) if is_full else _RECENT_SECONDS)
+        return max(least, round(rate * max(_RECENT_SECONDS, 2 * min(recent))))
+
+
+class Backlog:
+    """Groups that came back and whose prompt has not been drawn for them yet, by prompt."""
+
+    def __init__(self) -> None:
+        self._versions: dict[int, deque[int]] = {}  # oldest first
+
+    def arrived(self, prompt_id: int, version: int) -> None:
+        """Take note of a group that became drawable."""
+        self._versions.setdefault(prompt_id, deque()).append(version)
+
+    def drawn(self, prompt_id: int) -> None:
+        """Take note that a group of this prompt was drawn: it stands for the oldest that waited."""
+        versions = self._versions.get(prompt_id)
+        if versions:
+            versions.popleft()
+            if not versions:
+                del self._versions[prompt_id]
+
+    def forget(self, oldest_version: int) -> None:
+        """Drop what has become too old to be drawn."""
+        fresh = {x: deque(v for v in versions if v >= oldest_version) for x, versions in self._versions.items()}
+        self._versions = {x: versions for x, versions in fresh.items() if versions}
+
+    def count(self, ready: Collection[int]) -> int:
+        """Count the groups of prompts that can be drawn."""
+        return sum(len(versions) for x, versions in self._versions.items() if x in ready)

@@ -1,0 +1,66 @@
+"""The reaper: trajectories that the index dropped leave the disk later, a few at a time.
+
+Deleting in the path of ingest would double its cost. What a recorded batch still needs stays until a checkpoint of
+the learner covers that batch: until then it may have to be sent again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from sqlalchemy import delete, exists, select, update
+
+from services.buffer.arrays import any_of
+from services.buffer.lease import Lease
+from services.buffer.tables import draws, runs, sampler_state, trajectories
+
+_EVERY_SECONDS: Final = 2.0
+_AT_ONCE: Final = 2_000
+
+
+class Reaper:
+    """Single-threaded. `now` is a monotonic clock, in seconds."""
+
+    def __init__(self, lease: Lease, run_id: str, evicted: Iterable[int] = ()) -> None:
+        self._lease, self._run_id = lease, run_id
+        self._queue = deque(evicted)
+        self._wanted = set(self._queue)
+        self._reaped_at = float("-inf")
+
+    def evict(self, trajectory_ids: Iterable[int]) -> None:
+        """Delete these some time soon."""
+        for trajectory_id in trajectory_ids:
+            if trajectory_id not in self._wanted:
+                self._wanted.add(trajectory_id)
+                self._queue.append(trajectory_id)
+
+    def spare(self, trajectory_ids: Iterable[int]) -> None:
+        """Do not delete these: they came again and are back in the index."""
+        self._wanted.difference_update(trajectory_ids)
+
+    def turn(self, now: float) -> int:
+        """Delete some of what is due; return how many."""
+        if not self._queue or now - self._reaped_at < _EVERY_SECONDS:
+            return 0
+        self._reaped_at = now
+        due = {self._queue.popleft() for _ in range(min(_AT_ONCE, len(self._queue)))} & self._wanted
+        deleted = self._delete(due)
+        self._wanted -= deleted
+        self._queue.extend(due - deleted)
+        return len(deleted)
+
+    def _delete(self, trajectory_ids: set[int]) -> set[int]:
+        covered = select(runs.c.checkpoint_batch_id).where(runs.c.run_id == self._run_id).scalar_subquery()
+        needed = exists().where(
+            draws.c.trajectory_id == trajectories.c.trajectory_id,
+            draws.c.run_id == self._run_id,
+            draws.c.batch_id > covered,
+        )
+        gone = delete(trajectories).where(trajectories.c.trajectory_id == any_of(trajectory_ids), ~needed)
+        with self._lease.transaction() as connection:
+            deleted = set(connection.execute(gone.returning(trajectories.c.trajectory_id)).scalars())
+            count = update(sampler_state).where(sampler_state.c.run_id == self._run_id)
+            connection.execute(count.values(evicted=sampler_state.c.evicted + len(deleted)))
+        return deleted

@@ -1,0 +1,140 @@
+"""What the buffer must know before its first turn, read back from Postgres: the only memory that survives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
+
+from services.buffer.deck import Deck
+from services.buffer.index import ROW, Index
+from services.buffer.pacing import Backlog
+from services.buffer.sampling import Decks, Law, Sampler
+from services.buffer.settings import BufferSettings
+from services.buffer.tables import decks, draws, input_offsets, runs, sampler_state, trajectories, versions
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The small part of a run's state."""
+
+    version: int  # of the learner (V); -1: none announced yet
+    steps_per_version: int
+    inserts: int
+    samples: int
+    offsets: dict[tuple[str, int], int]  # (topic, partition): the next to read
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A run as it was left."""
+
+    state: State
+    sampler: Sampler
+    backlog: Backlog
+    evicted: list[int]  # stored trajectories that do not fit into the index: the reaper's work
+
+
+def restore(connection: Connection, settings: BufferSettings) -> Restored:
+    """Read a run back."""
+    run_id = settings.run_id
+    state = load_state(connection, run_id)
+    index = Index(
+        capacity=settings.capacity_per_prompt,
+        fewest=settings.fewest_trajectories,
+        max_staleness=settings.max_staleness_versions,
+    )
+    law = Law(
+        seed=seed_of(run_id),
+        groups=settings.groups_per_batch,
+        trajectories=settings.trajectories_per_group,
+        most_on_policy_probability=settings.most_on_policy_probability,
+        inverse_temperature=settings.inverse_temperature,
+    )
+    index.advance(state.version)
+    evicted = load_index(connection, run_id, index)
+    sampler = Sampler(index, load_decks(connection, run_id), law)
+    return Restored(state, sampler, load_backlog(connection, run_id, index.oldest), evicted)
+
+
+def seed_of(run_id: str) -> int:
+    """Return the 64-bit seed of a run: its name, hashed, so that a draw can be repeated without a stored number."""
+    return int.from_bytes(blake2b(run_id.encode(), digest_size=8).digest())
+
+
+def ensure_run(connection: Connection, run_id: str) -> None:
+    """Make the run's rows, if this is its first process."""
+    connection.execute(insert(runs).values(run_id=run_id).on_conflict_do_nothing())
+    connection.execute(insert(sampler_state).values(run_id=run_id).on_conflict_do_nothing())
+
+
+def load_state(connection: Connection, run_id: str) -> State:
+    """Return where the run stands."""
+    version = connection.execute(select(runs.c.policy_version).where(runs.c.run_id == run_id)).scalar_one()
+    newest = select(versions.c.steps_per_version).where(versions.c.run_id == run_id)
+    steps = connection.execute(newest.order_by(versions.c.version.desc()).limit(1)).scalar_one_or_none()
+    counts = connection.execute(select(sampler_state).where(sampler_state.c.run_id == run_id)).one()
+    offsets = connection.execute(select(input_offsets).where(input_offsets.c.run_id == run_id))
+    return State(
+        version=version,
+        steps_per_version=steps or 1,
+        inserts=counts.inserts,
+        samples=counts.samples,
+        offsets={(row.topic, row.partition): row.next_offset for row in offsets},
+    )
+
+
+def load_decks(connection: Connection, run_id: str) -> Decks:
+    """Return the decks as far as they were dealt."""
+    counts = connection.execute(select(sampler_state).where(sampler_state.c.run_id == run_id)).one()
+    dealt: dict[str, dict[int, int]] = {"online": {}, "offline": {}}
+    for row in connection.execute(select(decks).where(decks.c.run_id == run_id)):
+        dealt[row.deck][row.prompt_id] = row.dealt
+    seed = seed_of(run_id)
+    return Decks(
+        online=Deck("online", seed, dealt["online"], counts.online_floor),
+        offline=Deck("offline", seed, dealt["offline"], counts.offline_floor),
+    )
+
+
+def load_index(connection: Connection, run_id: str, index: Index) -> list[int]:
+    """Fill the index; return the ids of stored trajectories that do not fit into it."""
+    by_age = trajectories.c.policy_version, trajectories.c.trajectory_id
+    query = (
+        select(
+            trajectories.c.prompt_id,
+            func.min(trajectories.c.task_id).label("task_id"),
+            *(func.array_agg(aggregate_order_by(c, *by_age)).label(c.name) for c in (*by_age, trajectories.c.reward)),
+        )
+        .where(trajectories.c.run_id == run_id)
+        .group_by(trajectories.c.prompt_id)
+    )
+    evicted: list[int] = []
+    for prompt in connection.execute(query.execution_options(yield_per=1_000)):
+        rows = np.empty(len(prompt.trajectory_id), dtype=ROW)
+        rows["version"], rows["trajectory_id"], rows["reward"] = (
+            prompt.policy_version,
+            prompt.trajectory_id,
+            prompt.reward,
+        )
+        evicted += index.apply(prompt.prompt_id, prompt.task_id, rows)
+    return evicted
+
+
+def load_backlog(connection: Connection, run_id: str, oldest_version: int) -> Backlog:
+    """Return the groups none of whose trajectories was ever drawn, if they are not too old."""
+    query = (
+        select(trajectories.c.prompt_id, func.max(trajectories.c.policy_version).label("version"))
+        .outerjoin(draws, draws.c.trajectory_id == trajectories.c.trajectory_id)
+        .where(trajectories.c.run_id == run_id, trajectories.c.policy_version >= oldest_version)
+        .group_by(trajectories.c.prompt_id, trajectories.c.issue_id)
+        .having(func.count(draws.c.trajectory_id) == 0)
+        .order_by(trajectories.c.issue_id)
+    )
+    backlog = Backlog()
+    for row in connection.execute(query):
+        backlog.arrived(row.prompt_id, row.version)
+    return backlog

@@ -1,0 +1,257 @@
+"""The buffer's main loop: one turn polls, commits what came, feeds the learner and the generators, and says so.
+
+Single-threaded, and the only writer of a run: a lease in Postgres keeps a second process waiting (lease.py).
+Postgres is the truth; everything else here is an index over it, read back at the start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+from sqlalchemy import create_engine
+from tba_common import metrics, topics
+from tba_common.delivery import DeadLetters
+from tba_common.kafka import Producer, Reader, Record
+from tba_common.lifecycle import Lifecycle
+from tba_common.messages import Group, Message, Prompt
+
+from services.buffer.dispatch import Dispatcher
+from services.buffer.feed import Feed
+from services.buffer.inbox import TOPICS
+from services.buffer.ingest import Commit, Rejects, ingest, versions_in
+from services.buffer.lease import Lease
+from services.buffer.limiter import REASONS, Limits, feed_credits
+from services.buffer.migrations import SchemaError, require_head
+from services.buffer.reaper import Reaper
+from services.buffer.restore import ensure_run, restore
+from services.buffer.settings import BufferSettings
+from services.buffer.status import PerMinute, Status, merged, save_status
+
+_POLL_SECONDS: Final = 0.05
+_POLL_RECORDS: Final = 64  # about a thousand trajectories in a transaction
+_SECOND: Final = 1.0
+_STANDBY_SECONDS: Final = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where records come from: tba_common.kafka.Reader."""
+
+    def poll(self, timeout_seconds: float, limit: int | None = None) -> list[Record]: ...
+
+
+class Sink(Protocol):
+    """Where messages go: tba_common.kafka.Producer."""
+
+    def send(self, topic: str, message: Message, *, key: str | None = None, partition: int | None = None) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class Buffer:
+    """The active buffer of a run; the lease must be held. `offsets` is where to read on."""
+
+    def __init__(
+        self,
+        settings: BufferSettings,
+        lease: Lease,
+        sink: Sink,
+        rejects: Rejects,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._lease, self._sink, self._rejects, self._clock = settings, lease, sink, rejects, clock
+        self._run_id, self._limits = settings.run_id, _limits(settings)
+        with lease.transaction() as connection:
+            run = restore(connection, settings)
+            lease.extend(connection)
+        self.offsets = run.state.offsets
+        self._steps_per_version, self._inserts = run.state.steps_per_version, run.state.inserts
+        self._index, self._backlog = run.sampler.index, run.backlog
+        self._reaper = Reaper(lease, self._run_id, run.evicted)
+        patience = settings.reissue_seconds
+        self._feed = Feed(lease, self._run_id, self._send_prompt, reissue_seconds=patience, groups=self._limits.groups)
+        self._dispatcher = Dispatcher(
+            lease,
+            self._run_id,
+            self._deliver,
+            sampler=run.sampler,
+            limits=self._limits,
+            backlog=run.backlog,
+            samples=run.state.samples,
+            resend_seconds=patience,
+        )
+        self._arrivals, self._steps = PerMinute(), PerMinute()
+        self._outcomes: Counter[str] = Counter()
+        self._second_at = now = clock()
+        self._feed.load(now)
+        self._dispatcher.load(now)
+        log.info("buffer loaded", extra={"trajectories": self._index.size, "policy_version": run.state.version})
+
+    def step(self, source: Source) -> None:
+        """Make one turn.
+
+        Raises:
+            LeaseLostError: another process took over.
+            TooManyBad: most of what comes is at fault; it is not committed.
+        """
+        records = source.poll(_POLL_SECONDS, _POLL_RECORDS)
+        now = self._clock()
+        if records:
+            self._take_in(records, now)
+        self._index.activate(self._feed.active)
+        self._dispatcher.turn(now, inserts=self._inserts, trainable=self._feed.trainable, tasks=self._feed.tasks)
+        self._count("expired", self._feed.turn(now, self._credits()))
+        self._reaper.turn(now)
+        if now - self._second_at >= _SECOND:
+            self._second_at = now
+            self._say(now)
+
+    def _take_in(self, records: Sequence[Record], now: float) -> None:
+        with metrics.BUFFER_INGEST_SECONDS.time():
+            commit = ingest(
+                self._lease,
+                self._run_id,
+                records,
+                version=self._index.version,
+                max_staleness=self._settings.max_staleness_versions,
+                rejects=self._rejects,
+            )
+        self._follow(commit)
+        self._feed.settled((settlement.issue_id for _, settlement in commit.settled), now)
+        self._dispatcher.reported(commit.reports, now)
+        self._arrivals.add(now, commit.inserts)
+        self._steps.add(now, len(commit.reports))
+
+    def _follow(self, commit: Commit) -> None:
+        """Bring the index and the counters up to what was committed."""
+        for group in commit.groups:
+            self._reaper.spare(group.rows["trajectory_id"].tolist())
+            self._reaper.evict(self._index.apply(group.prompt_id, group.task_id, group.rows))
+        if versions := versions_in(commit.weights, commit.reports):
+            self._index.advance(max(versions))
+            self._backlog.forget(self._index.oldest)
+        for weights in commit.weights:
+            self._steps_per_version = weights.steps_per_version
+        self._inserts += commit.inserts
+        for outcome, settlement in commit.settled:
+            if outcome.kept:
+                self._backlog.arrived(outcome.order.prompt_id, outcome.newest_version)
+            for name in ("stored", "duplicates", "dead_lettered", "expired"):
+                self._count(name, getattr(settlement, name))
+        self._count("redelivered", commit.redelivered)
+
+    def _count(self, outcome: str, count: int) -> None:
+        self._outcomes[outcome] += count
+        metrics.BUFFER_INGESTED.labels(outcome).inc(count)
+
+    def _credits(self) -> int:
+        if self._index.version < 0:
+            return 0  # no policy yet: nobody could answer
+        return feed_credits(
+            self._limits,
+            self._dispatcher.reason,
+            steps_per_version=self._steps_per_version,
+            in_flight_groups=self._feed.in_flight.by_task("train").total(),
+            undrawn_groups=self._backlog.count(self._index.ready),
+        )
+
+    def _send_prompt(self, prompt: Prompt, partition: int) -> None:
+        self._sink.send(topics.PROMPTS.name, prompt, key=str(prompt.prompt_id), partition=partition)
+
+    def _deliver(self, groups: Iterable[Group]) -> None:
+        for group in groups:
+            self._sink.send(topics.BATCHES.name, group)
+        self._sink.flush()
+
+    def _say(self, now: float) -> None:
+        train = self._feed.in_flight.by_task("train")
+        status = Status(
+            trajectories=self._index.size,
+            ready_prompts=len(self._index.ready),
+            online_prompts=len(self._index.online_ready),
+            blocked=self._dispatcher.reason,
+            credits=self._credits(),
+            in_flight={str(task_id): count for task_id, count in sorted(train.items())},
+            evaluations_in_flight=self._feed.in_flight.by_task("eval").total(),
+            undrawn_groups=self._backlog.count(self._index.ready),
+            untrained_batches=self._dispatcher.untrained,
+            inserts=self._inserts,
+            samples=self._dispatcher.samples,
+            staleness=merged(self._dispatcher.staleness),
+            kinds=merged(self._dispatcher.kinds),
+            trajectories_per_minute=self._arrivals.total(now),
+            steps_per_minute=self._steps.total(now),
+            redelivered=self._outcomes["redelivered"],
+            epoch=self._lease.epoch,
+        )
+        with self._lease.transaction() as connection:
+            save_status(connection, self._run_id, status)
+            self._lease.extend(connection)
+        metrics.BUFFER_ROWS.set(status.trajectories)
+        metrics.BUFFER_IN_FLIGHT.set(train.total() + status.evaluations_in_flight)
+        for reason in REASONS:
+            metrics.BUFFER_BLOCKED.labels(reason).set(reason == status.blocked)
+
+
+def _limits(settings: BufferSettings) -> Limits:
+    return Limits(
+        groups=settings.groups_per_batch,
+        min_size=settings.min_size,
+        samples_per_insert=settings.samples_per_insert,
+        max_staleness=settings.max_staleness_versions,
+    )
+
+
+def main() -> None:
+    """Be the buffer of the run: wait for the lease, then work until SIGTERM.
+
+    Raises:
+        SystemExit: the database has another schema.
+    """
+    settings = BufferSettings()
+    with Lifecycle("tba-buffer", settings) as life:
+        engine = create_engine(settings.database_url)
+        try:
+            require_head(engine)
+        except SchemaError as error:
+            raise SystemExit(str(error)) from None
+        with engine.begin() as connection:
+            ensure_run(connection, settings.run_id)
+        owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+        lease = Lease(engine, f"buffer/{settings.run_id}", owner)
+        life.ready(True)
+        if _wait_for(lease, life):
+            _work(settings, lease, life)
+        engine.dispose()
+
+
+def _wait_for(lease: Lease, life: Lifecycle) -> bool:
+    """Stand by until the lease is ours; return False when told to stop before."""
+    while not life.stop.is_set():
+        if lease.acquire():
+            return True
+        life.beat()
+        life.stop.wait(_STANDBY_SECONDS)
+    return False
+
+
+def _work(settings: BufferSettings, lease: Lease, life: Lifecycle) -> None:
+    producer = Producer(settings.kafka_servers, settings.run_id)
+    rejects = DeadLetters(producer, settings.run_id, "tba-buffer")
+    buffer = Buffer(settings, lease, producer, rejects)
+    reader = Reader(settings.kafka_servers, settings.run_id, [topic.name for topic in TOPICS], buffer.offsets)
+    while not life.stop.is_set():
+        buffer.step(reader)
+        life.beat()
+    reader.close()
+    producer.flush()
+    producer.close()
+    lease.release()

@@ -1,0 +1,95 @@
+"""The settings of `tba-buffer`: where its memory is, and the numbers of the sampling law and of the limiter."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+from tba_common.settings import ServiceSettings
+
+
+class BufferSettings(ServiceSettings):
+    """What a deployment chooses about its buffer. Everything that defines the target belongs to the task."""
+
+    # The URL may hold a password: no validation error repeats it.
+    model_config = SettingsConfigDict(hide_input_in_errors=True)
+
+    database_url: str = Field(
+        default="postgresql+psycopg://postgres@127.0.0.1:5432/tba",
+        repr=False,
+        description="SQLAlchemy URL of the PostgreSQL that holds the run; another one is another, empty run",
+    )
+    groups_per_batch: int = Field(
+        default=16,
+        ge=1,
+        le=4_096,
+        description="prompts in a batch (G); too few make noisy steps, too many wait for prompts that are not ready",
+    )
+    trajectories_per_group: int = Field(
+        default=16,
+        ge=2,
+        le=1_024,
+        description="trajectories drawn per prompt (K); too few estimate log Z badly, too many make prompts wait",
+    )
+    min_trajectories_per_group: int = Field(
+        default=0,
+        ge=0,
+        description="distinct trajectories a prompt needs before it is drawn, 0 for all K; with K, a policy that has "
+        "become sure of its answers never has enough different ones and the learner waits for ever",
+    )
+    most_on_policy_probability: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="chance of a group to come from the newest version (m); at 0 the newest waits its turn among all "
+        "that is stored, at 1 nothing is replayed",
+    )
+    inverse_temperature: float = Field(
+        default=1.0,
+        ge=0,
+        description="reward preference within a replayed prompt; 0 is uniform, too high draws the same few for ever",
+    )
+    max_staleness_versions: int = Field(
+        default=32,
+        ge=1,
+        description="versions after which a trajectory is too old to train on (D); too low throws work away, too "
+        "high trains on what the policy would no longer say",
+    )
+    capacity_per_prompt: int = Field(
+        default=100,
+        ge=2,
+        le=100_000,
+        description="newest trajectories kept per prompt (C); too low forgets good answers, too high fills the disk",
+    )
+    min_size: int = Field(
+        default=500,
+        ge=0,
+        description="trajectories to take in before the first batch; too low overfits the first few, too high idles",
+    )
+    samples_per_insert: float = Field(
+        default=8.0,
+        gt=0,
+        description="most times a trajectory may be drawn on average; too high overfits, too low starves the learner",
+    )
+    reissue_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="shortest wait before a prompt or a batch without an answer is sent again; too short repeats work "
+        "that is still being done, too long idles after a crash",
+    )
+
+    @property
+    def fewest_trajectories(self) -> int:
+        """Distinct trajectories that make a prompt ready to be drawn (Kmin)."""
+        return self.min_trajectories_per_group or self.trajectories_per_group
+
+    @model_validator(mode="after")
+    def _a_group_can_be_filled(self) -> Self:
+        kmin, k, c = self.fewest_trajectories, self.trajectories_per_group, self.capacity_per_prompt
+        if not kmin <= k <= c:
+            raise ValueError(
+                "expected TBA_MIN_TRAJECTORIES_PER_GROUP <= TBA_TRAJECTORIES_PER_GROUP <= TBA_CAPACITY_PER_PROMPT,"
+                f" got {kmin}, {k}, {c}"
+            )
+        return self

@@ -1,0 +1,124 @@
+"""The door to the model: the policy that is trained, the frozen reference, and their log-probabilities.
+
+Weights are float32; on CUDA the matrix products run in bfloat16. Both models run under the same arithmetic, so
+before the first step the log ratio of the two is exactly zero. Only safetensors are read, and no remote code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.learner.collate import Rows, pad_rows
+from tba_common.weights import Canary
+
+#: Short texts whose log-probabilities tell a generator whether it really runs the weights it loaded.
+CANARY_TEXTS: Final = ("12+34=46", "The capital of France is Paris.", "def add(a, b): return a + b")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A causal language model in training, its tokenizer and its frozen reference."""
+
+    model: Any  # transformers.PreTrainedModel
+    reference: Any
+    tokenizer: Any
+    device: torch.device
+
+    @classmethod
+    def load(cls, model: str, *, device: str = "auto") -> Policy:
+        """Load a Hugging Face folder or hub id as the policy and as its reference.
+
+        Raises:
+            OSError: no such model, or it has no safetensors file.
+        """
+        where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else _named(device))
+        reference = load_model(model, where)
+        reference.requires_grad_(False)
+        return cls(load_model(model, where), reference, AutoTokenizer.from_pretrained(model), where)
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills rows up; any will do, since padding is masked by position."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def logprob(self, rows: Rows) -> Tensor:
+        """Sum of log pi over each row's completion tokens, [rows] float32, with gradient."""
+        with self._autocast():
+            return sequence_logprob(self.model, rows)
+
+    def ref_logprob(self, rows: Rows) -> Tensor:
+        """The same sum under the frozen reference, [rows] float32."""
+        with torch.no_grad(), self._autocast():
+            return sequence_logprob(self.reference, rows)
+
+    def canary(self) -> Canary:
+        """What these weights say about the canary texts, in float32 at temperature 1."""
+        encoded = [self.tokenizer(text)["input_ids"] for text in CANARY_TEXTS]
+        cuts = [len(ids) // 2 for ids in encoded]
+        rows = pad_rows(
+            [(ids[:cut], ids[cut:]) for ids, cut in zip(encoded, cuts, strict=True)],
+            temperature=[1.0] * len(encoded),
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+        )
+        with torch.no_grad():
+            logprobs = sequence_logprob(self.model, rows)
+        return Canary(
+            token_ids=tuple(tuple(ids) for ids in encoded),
+            prompt_lengths=tuple(cuts),
+            logprobs=tuple(logprobs.tolist()),
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write a complete Hugging Face folder: configuration, tokenizer, safetensors."""
+        save_model(self.model, self.tokenizer, directory)
+
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
+            yield
+
+
+def sequence_logprob(model: Any, rows: Rows) -> Tensor:
+    """Sum over the completion tokens of log softmax(logits / temperature), [rows] float32.
+
+    The vocabulary is only computed for positions that predict a completion token of some row, which is where
+    the memory goes: 1.3 GB a copy at 20 x 512 x 32,000 in float32.
+    """
+    first = int(rows.completion_mask.any(dim=0).int().argmax())
+    length = rows.input_ids.shape[1]
+    logits = model(
+        input_ids=rows.input_ids,
+        attention_mask=rows.attention_mask,
+        logits_to_keep=torch.arange(first - 1, length - 1, device=rows.input_ids.device),
+        use_cache=False,
+    ).logits  # [rows, length - first, vocabulary]
+    logits = logits.float() / rows.temperature[:, None, None]
+    chosen = logits.gather(-1, rows.input_ids[:, first:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return chosen.masked_fill(~rows.completion_mask[:, first:], 0.0).sum(-1)
+
+
+def load_model(model: str | Path, device: torch.device) -> Any:
+    """A float32 causal language model without dropout: a log-probability must be a function of the weights."""
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    return loaded.to(device).eval()
+
+
+def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Write model and tokenizer as a Hugging Face folder that every engine can load."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _named(device: str) -> str:
+    return "cpu" if device == "auto" else device

@@ -1,0 +1,66 @@
+"""A policy from scratch that learns while one watches: a Llama of 0.9 million parameters, one token a character.
+
+Random weights; `supervised` gives it a start. It fits a demo and a test, and goes through every door a real
+model goes through.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from services.learner.policy import save_model
+
+PAD: Final = "<pad>"
+EOS: Final = "<eos>"
+UNKNOWN: Final = "<unk>"
+#: Printable ASCII and the newline, one token each.
+CHARACTERS: Final = "\n" + "".join(map(chr, range(32, 127)))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per character, and no token that is not in the text: no BOS, no EOS added."""
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNKNOWN, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        model_max_length=256,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaForCausalLM:
+    """Four layers of width 128 with random weights, the same for the same seed."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,  # some engines keep a stale tied head after a reload
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).eval()
+
+
+def write_tiny(directory: Path, *, seed: int = 0) -> int:
+    """Save an untrained tiny policy as a Hugging Face folder; returns its number of parameters."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(tokenizer, seed=seed)
+    save_model(model, tokenizer, directory)
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,65 @@
+"""A report is complete for machines and safe to open for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from tba_cli.report import Curves, Report, write_report
+
+REPORT = Report(
+    accuracy_before=0.6,
+    accuracy_after=0.95,
+    held_out_problems=600,
+    steps=30,
+    policy_versions=15,
+    trajectories=4_000,
+    duplicates=1_000,
+    dead_letters=0,
+    staleness={"1": 100, "10": 3, "2": 50},
+    seconds=200.0,
+    seconds_of_supervised_start=60.0,
+    completions_per_second=80.0,
+    ledger={"issued": 5_000, "stored": 4_000, "duplicates": 1_000},
+    processes=[{"name": "tba-learner", "pid": 1}],
+    restarts={},
+    prompt_format="{a:02d}+{b:02d}=",
+    run_id="demo",
+)
+CURVES = Curves(
+    rewards=[0.5] * 30,
+    losses=[1.0] * 30,
+    step_ends_seconds=[float(i) for i in range(30)],
+    trajectories_per_step=256,
+    evaluations=[(0, 0.6), (10, 0.95)],
+)
+
+
+def test_the_json_holds_every_figure(tmp_path: Path) -> None:
+    write_report(tmp_path, REPORT, CURVES)
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert figures["accuracy_after"] == 0.95
+    assert figures["staleness"] == {"1": 100, "10": 3, "2": 50}
+    assert figures["processes"] == [{"name": "tba-learner", "pid": 1}]
+
+
+def test_the_page_shows_five_pictures_and_needs_no_network(tmp_path: Path) -> None:
+    write_report(tmp_path, REPORT, CURVES)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 5
+    assert "60.0% before, 95.0% after 30 steps" in page
+    assert "<script" not in page
+    assert "src=" not in page
+
+
+def test_text_on_the_page_is_escaped(tmp_path: Path) -> None:
+    write_report(tmp_path, replace(REPORT, prompt_format="<img onerror=x>"), CURVES)
+    page = (tmp_path / "report.html").read_text()
+    assert "<img" not in page
+    assert "&lt;img onerror=x&gt;" in page
+
+
+def test_a_run_too_short_for_a_curve_still_has_a_report(tmp_path: Path) -> None:
+    write_report(tmp_path, REPORT, replace(CURVES, rewards=[0.5], losses=[1.0], step_ends_seconds=[0.0]))
+    assert (tmp_path / "report.html").read_text().count("<svg") == 5

@@ -1,0 +1,241 @@
+"""Only a proven version serves, and the law says which one should."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tba_common.weights import Canary
+
+from services.generator.hf_engine import HfEngine
+from services.generator.weight_sync import (
+    RETRY_SECONDS,
+    WeightsRefused,
+    WeightSync,
+    canary_gap,
+    next_version,
+)
+from tests.generator.fakes import ContinuousEngine, FakeBroker
+from tests.generator.tiny_policy import CUTS, SEQUENCES, Policy, Publisher
+
+
+@pytest.mark.parametrize(
+    ("serving", "newest", "waiting", "evaluating", "expected"),
+    [
+        (None, None, set(), False, None),  # nothing published yet
+        (None, 4, set(), False, 4),
+        (None, 4, {2}, False, 2),
+        (4, 4, set(), False, 4),
+        (4, 6, set(), False, 6),
+        (4, 6, set(), True, 4),  # no swap under an evaluation
+        (4, 6, {6}, True, 4),
+        (4, 6, {4}, False, 4),  # one version's evaluations together
+        (4, 6, {2, 4, 6}, False, 4),
+        (4, 6, {5, 2}, False, 2),  # the oldest is collected first
+        (6, 6, {2}, False, 2),
+        (2, 6, set(), False, 6),  # and back
+        (7, 6, set(), False, 7),  # an evaluation named a version before its announcement came
+        (6, 6, {7}, False, 7),
+    ],
+)
+def test_the_version_that_should_be_loaded_next(
+    serving: int | None, newest: int | None, waiting: set[int], evaluating: bool, expected: int | None
+) -> None:
+    assert next_version(serving=serving, newest=newest, waiting=waiting, evaluating=evaluating) == expected
+
+
+def test_the_canary_gap_is_the_mean_difference_per_token() -> None:
+    canary = Canary(token_ids=((1, 2, 3), (1, 2)), prompt_lengths=(1, 1), logprobs=(-4.0, -1.0))
+    assert canary_gap(canary, [-4.5, -1.5]) == pytest.approx((0.25 + 0.5) / 2)
+    assert canary_gap(canary, [-4.0, -1.0]) == 0
+    assert canary_gap(Canary((), (), ()), []) == 0
+
+
+class Line:
+    """A sync on a real store with an engine that obeys; time stands still until told."""
+
+    def __init__(self, publisher: Publisher, engine: Any) -> None:
+        self.now = 0.0
+        self.broker = FakeBroker()
+        self.publisher = publisher
+        self.sync = WeightSync(engine, self.broker.reader(), publisher.store, tolerance=0.05, clock=lambda: self.now)
+
+    def announce(self, version: int, **options: Any) -> None:
+        self.broker.announce(self.publisher.publish(version, Policy(seed=version), **options))
+        self.sync.poll(0)
+
+
+@pytest.fixture
+def engine() -> ContinuousEngine:
+    return ContinuousEngine()
+
+
+@pytest.fixture
+def line(publisher: Publisher, engine: ContinuousEngine) -> Line:
+    return Line(publisher, engine)
+
+
+def test_the_highest_announced_version_is_the_newest(line: Line) -> None:
+    assert line.sync.newest is None
+    line.announce(3)
+    line.announce(5)
+    line.broker.announce(line.publisher.store.announce("run", 3, 1))  # a learner that comes back
+    line.sync.poll(0)
+    assert line.sync.newest == 5
+
+
+def test_an_announcement_that_does_not_decode_is_passed_over(line: Line) -> None:
+    line.broker.announce(b"\xc1")
+    line.announce(1)
+    assert line.sync.newest == 1
+
+
+def test_a_loaded_version_serves_and_ends_the_trouble(line: Line) -> None:
+    assert line.sync.trouble == "waiting for the first weights"
+    line.announce(1)
+    line.sync.load(1)
+    assert (line.sync.serving, line.sync.trouble, line.sync.turned_back) == (1, "", False)
+
+
+def test_a_version_that_is_not_announced_is_found_in_the_store(line: Line) -> None:
+    line.announce(1)
+    line.announce(2)
+    line.sync.load(2)
+    line.sync.load(1)
+    assert line.sync.serving == 1
+    assert line.sync.turned_back
+    line.sync.load(2)
+    assert not line.sync.turned_back
+
+
+def truncate(line: Line) -> None:
+    path = line.publisher.store.find(2).directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def alter(line: Line) -> None:
+    path = line.publisher.store.find(2).directory / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def remove(line: Line) -> None:
+    line.publisher.store.find(2).directory.rename(line.publisher.store.find(2).directory.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(("damage", "reason"), [(truncate, "bytes, got"), (alter, "sha256"), (remove, "found none")])
+def test_a_damaged_version_leaves_the_old_one_serving_and_says_why(
+    line: Line,
+    engine: ContinuousEngine,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Line], None],
+    reason: str,
+) -> None:
+    line.announce(1)
+    line.sync.load(1)
+    line.announce(2)
+    damage(line)
+    with caplog.at_level(logging.ERROR):
+        line.sync.load(2)
+    assert line.sync.serving == 1
+    assert engine.loads == [1]
+    assert reason in line.sync.trouble
+    assert [r.getMessage() for r in caplog.records] == ["weights refused"]
+
+
+def test_a_wrong_digest_in_the_announcement_is_refused(line: Line, engine: ContinuousEngine) -> None:
+    weights = line.publisher.publish(1, Policy())
+    line.broker.announce(weights.model_copy(update={"digest": "0" * 64}))
+    line.sync.poll(0)
+    line.sync.load(1)
+    assert engine.loads == []
+    assert "digest expected 000" in line.sync.trouble
+
+
+def test_a_refused_version_is_tried_once_more_after_a_pause_and_then_raises(
+    line: Line, engine: ContinuousEngine
+) -> None:
+    engine.unloadable = {1}
+    line.announce(1)
+    line.sync.load(1)
+    line.sync.load(1)  # too early to count
+    line.now = RETRY_SECONDS
+    with pytest.raises(WeightsRefused, match="version 1 failed twice: version 1 does not fit"):
+        line.sync.load(1)
+
+
+def test_a_version_that_comes_right_at_the_second_try_serves(line: Line, engine: ContinuousEngine) -> None:
+    engine.unloadable = {1}
+    line.announce(1)
+    line.sync.load(1)
+    engine.unloadable = set()
+    line.now = RETRY_SECONDS
+    line.sync.load(1)
+    assert (line.sync.serving, line.sync.trouble) == (1, "")
+
+
+def test_a_newer_version_is_loaded_at_once_while_a_refused_one_waits(line: Line, engine: ContinuousEngine) -> None:
+    engine.unloadable = {1}
+    line.announce(1)
+    line.sync.load(1)
+    line.announce(2)
+    line.sync.load(2)
+    assert (line.sync.serving, line.sync.trouble) == (2, "")
+
+
+def test_a_canary_that_differs_puts_the_old_version_back(line: Line, engine: ContinuousEngine) -> None:
+    engine.damaged = {2}
+    line.announce(1)
+    line.sync.load(1)
+    line.announce(2)
+    line.sync.load(2)
+    assert engine.loads == [1, 2, 1]
+    assert engine.policy_version == line.sync.serving == 1
+    assert "canary gap" in line.sync.trouble
+
+
+def test_unproven_weights_with_nothing_to_put_back_end_the_process(line: Line, engine: ContinuousEngine) -> None:
+    line.announce(1)
+    line.sync.load(1)
+    line.announce(2)
+    engine.damaged, engine.unloadable = {2}, {1}
+    with pytest.raises(RuntimeError, match="unproven weights"):
+        line.sync.load(2)
+
+
+def test_a_first_version_that_fails_its_canary_does_not_serve(line: Line, engine: ContinuousEngine) -> None:
+    engine.damaged = {1}
+    line.announce(1)
+    line.sync.load(1)
+    assert line.sync.serving is None
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_canary_finds_one_altered_matrix_that_every_digest_agrees_with(publisher: Publisher, tied: bool) -> None:
+    def damage(model: Any) -> None:
+        model.lm_head.weight += 0.3 * torch.randn_like(model.lm_head.weight)
+
+    engine = HfEngine(device="cpu")
+    line = Line(publisher, engine)
+    broker = line.broker
+    broker.announce(publisher.publish(1, Policy(tied=tied)))
+    line.sync.poll(0)
+    line.sync.load(1)
+    before = engine.logprobs(SEQUENCES, CUTS)
+    broker.announce(publisher.publish(2, Policy(tied=tied), change=damage))
+    line.sync.poll(0)
+    line.sync.load(2)
+    assert "canary gap" in line.sync.trouble
+    assert engine.policy_version == 1
+    assert engine.logprobs(SEQUENCES, CUTS) == before
+
+
+def test_a_canary_of_another_policy_is_told_from_rounding(publisher: Publisher) -> None:
+    engine = HfEngine(device="cpu", dtype="bfloat16")
+    engine.load(publisher.snapshot(1, Policy(seed=1)))
+    own, other = publisher.store.find(1).canary, publisher.snapshot(2, Policy(seed=2)).canary
+    ours = engine.logprobs(SEQUENCES, CUTS)
+    assert canary_gap(own, ours) < 0.05 < canary_gap(other, ours)

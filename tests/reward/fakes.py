@@ -1,0 +1,107 @@
+"""Stand-ins for the broker and for scorers."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from tba_common.codec import encode
+from tba_common.delivery import DeadLetters
+from tba_common.kafka import Consumer, DeliveryError, Producer, Record
+from tba_common.messages import DeadLetter, Float32s, Message, Rollout, Trajectories
+
+
+@dataclass
+class FakeScorer:
+    """Gives each completion the length of its text; fails, or waits, when it is told to."""
+
+    name: str = "verifier"
+    version: str = "1"
+    failure: BaseException | None = None
+    gate: threading.Event | None = None
+
+    def score(self, rollout: Rollout, options: Mapping[str, Any]) -> Float32s:
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        factor = options.get("factor", 1)
+        return np.array([factor * len(completion.text) for completion in rollout.completions], dtype=np.float32)
+
+
+@dataclass
+class FakeBroker:
+    """One partition of rollouts, and whatever was sent; nothing is delivered before `deliver` or a flush."""
+
+    records: deque[Record] = field(default_factory=deque)
+    sent: list[tuple[str, Message, str | None]] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+    works: bool = True
+    is_taking: bool = True
+    pending: list[Callable[[], None]] = field(default_factory=list)
+    posted: int = 0
+
+    def post(self, message: Message | bytes) -> None:
+        schema, body = ("rollout/1", message) if isinstance(message, bytes) else encode(message)
+        headers = {"schema": schema.encode()}
+        self.records.append(Record("tba.rollouts.verifier", 0, self.posted, None, body, headers))
+        self.posted += 1
+
+    def deliver(self) -> None:
+        """Acknowledge what was sent so far."""
+        acks, self.pending = self.pending, []
+        for ack in acks:
+            ack()
+
+    @property
+    def trajectories(self) -> list[Trajectories]:
+        return [message for _, message, _ in self.sent if isinstance(message, Trajectories)]
+
+    @property
+    def dead(self) -> list[DeadLetter]:
+        return [message for _, message, _ in self.sent if isinstance(message, DeadLetter)]
+
+    def consumer(self) -> Consumer:
+        return cast(Consumer, _Consumer(self))
+
+    def producer(self) -> Producer:
+        return cast(Producer, _Producer(self))
+
+    def dead_letters(self) -> DeadLetters:
+        return DeadLetters(self.producer(), "run", "tba-reward-verifier")
+
+
+@dataclass
+class _Consumer:
+    broker: FakeBroker
+
+    def take(self, limit: int, timeout_seconds: float) -> list[Record]:
+        queue = self.broker.records if self.broker.is_taking else deque[Record]()
+        return [queue.popleft() for _ in range(min(limit, len(queue)))]
+
+    def done(self, record: Record) -> None:
+        self.broker.done.append(record.offset)
+
+    def stop_taking(self) -> None:
+        self.broker.is_taking = False
+
+
+@dataclass
+class _Producer:
+    broker: FakeBroker
+
+    def send(
+        self, topic: str, message: Message, *, key: str | None = None, on_delivery: Callable[[], None] | None = None
+    ) -> None:
+        self.broker.sent.append((topic, message, key))
+        if on_delivery is not None:
+            self.broker.pending.append(on_delivery)
+
+    def flush(self, timeout_seconds: float = 30.0) -> None:
+        if not self.broker.works:
+            raise DeliveryError("the broker is gone")
+        self.broker.deliver()

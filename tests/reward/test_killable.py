@@ -1,0 +1,82 @@
+"""What hangs is killed, what dies is survived, and the next evaluation never notices."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from services.reward.killable import EvaluationFailed, Killable
+
+LIMIT_SECONDS = 0.4
+#: 9 ** n inside one C call: for ever when n is large, and deaf to SIGTERM meanwhile.
+power_of_nine = partial(pow, 9)
+FOR_EVER = 10**9
+
+
+@pytest.fixture(scope="module")
+def killable() -> Iterator[Killable]:
+    with Killable(processes=1, time_limit_seconds=LIMIT_SECONDS, recycle_after=50, preload=()) as pool:
+        pool.map(math.sqrt, [4])
+        yield pool
+
+
+def worker_pid(pool: Killable) -> int:
+    return int(pool.map(os.readlink, ["/proc/self"])[0])
+
+
+def is_known(pid: int) -> bool:
+    """Whether the kernel has a process of this number, a zombie included."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_results_come_in_order(killable: Killable) -> None:
+    assert killable.map(math.sqrt, [9, 4, 16]) == [3, 2, 4]
+
+
+def test_what_the_function_raises_is_raised_here(killable: Killable) -> None:
+    with pytest.raises(ValueError, match="domain"):
+        killable.map(math.sqrt, [9, -1])
+
+
+def test_a_hanging_item_is_named_and_the_next_call_works_at_once(killable: Killable) -> None:
+    started = time.monotonic()
+    with pytest.raises(EvaluationFailed, match=r"^exceeded 0\.4 s$") as failure:
+        killable.map(power_of_nine, [1, 2, FOR_EVER, 3])
+    assert failure.value.index == 2
+    # The group and the culprit alone: twice the limit and the kernel's backstop of half a second, and some slack.
+    assert time.monotonic() - started < 2 * (LIMIT_SECONDS + 0.5) + 2
+    assert killable.map(power_of_nine, [2]) == [81]
+
+
+def test_a_dying_process_is_survived_and_its_killer_is_named(killable: Killable) -> None:
+    with pytest.raises(EvaluationFailed, match=r"^died with exit code 3$") as failure:
+        killable.map(os._exit, [3])
+    assert failure.value.index == 0
+    assert killable.map(math.sqrt, [4]) == [2]
+
+
+def test_a_group_that_is_slow_only_as_a_whole_gets_its_results(killable: Killable) -> None:
+    naps = [LIMIT_SECONDS / 2] * 3
+    assert killable.map(time.sleep, naps) == [None, None, None]
+
+
+def test_worker_processes_are_replaced_after_their_share_of_work() -> None:
+    with Killable(processes=1, time_limit_seconds=5, recycle_after=2, preload=()) as pool:
+        pids = [worker_pid(pool) for _ in range(4)]
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+def test_neither_worker_processes_nor_zombies_are_left() -> None:
+    with Killable(processes=1, time_limit_seconds=LIMIT_SECONDS, recycle_after=50, preload=()) as pool:
+        pids = [worker_pid(pool)]
+        with pytest.raises(EvaluationFailed):
+            pool.map(os._exit, [1])
+        pids.append(worker_pid(pool))
+        assert [is_known(pid) for pid in pids] == [False, True]
+    assert [is_known(pid) for pid in pids] == [False, False]

