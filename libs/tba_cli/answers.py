@@ -56,11 +56,12 @@ class EvaluationRequest(Answer):
 
 
 class Evaluation(Answer):
-    """The held-out prompts of a task under one policy version. Complete when `n` equals `n_expected`."""
+    """The held-out prompts of a task under one policy version. Complete when `n + n_lost` equals `n_expected`."""
 
     task: str
     policy_version: int
     n: int
+    n_lost: int
     n_expected: int
     mean_reward: float | None
     accuracy: float | None
@@ -97,11 +98,10 @@ class Staleness(Answer):
 
 
 class Rates(Answer):
-    """How fast the line runs."""
+    """What happened in the last minute."""
 
-    trajectories_per_second: float
-    steps_per_minute: float | None
-    trained_per_second: float | None
+    trajectories_per_minute: int
+    steps_per_minute: int
 
 
 class Queues(Answer):
@@ -123,13 +123,14 @@ class Ledger(Answer):
     dead_lettered: int
     expired: int
     in_flight: int
-    balanced: bool
+    balances: bool
 
 
 class Buffer(Answer):
     """The buffer service, as it last said of itself."""
 
     trajectories: int
+    ready_prompts: int
     blocked: str | None
     silent_seconds: float | None
 
@@ -140,6 +141,7 @@ class Status(Answer):
     run_id: str
     policy_version: int | None
     step: int
+    state: Literal["running", "waiting", "stalled"]
     waiting_for: str
     tasks_active: int
     tasks_paused: int

@@ -55,7 +55,7 @@ def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
     """One row an evaluation."""
     table = Table("task", "version", "answers", "accuracy", "reward", box=None, header_style="bold")
     for found in evaluations:
-        answers = f"{found.n}/{found.n_expected}"
+        answers = f"{found.n}/{found.n_expected}" + (f" ({found.n_lost} lost)" if found.n_lost else "")
         figures = (number(found.accuracy, 3), number(found.mean_reward, 3))
         table.add_row(Text(found.task), str(found.policy_version), answers, *figures)
     return table
@@ -106,17 +106,20 @@ def number(value: float | None, digits: int) -> str:
 def _status_rows(status: Status) -> list[tuple[str, str]]:
     rates, queues = status.rates, status.queues
     version = "none yet" if status.policy_version is None else str(status.policy_version)
-    speed = f"{rates.trajectories_per_second:.1f} trajectories/s, {number(rates.steps_per_minute, 1)} steps/min"
+    speed = f"{rates.trajectories_per_minute} trajectories and {rates.steps_per_minute} steps in the last minute"
     in_flight = f"{queues.prompts_in_flight} prompts, {queues.batches_in_flight} batches"
     waiting = f"{queues.evaluations_waiting} evaluations waiting, {queues.dead_letters} dead letters"
     return [
         ("run", status.run_id),
         ("policy version", f"{version}, after {status.step} steps"),
-        ("now", status.waiting_for),
+        ("state", f"{status.state}: {status.waiting_for}"),
         ("tasks", f"{status.tasks_active} active, {status.tasks_paused} paused"),
         ("speed", speed),
         ("staleness", f"{number(status.staleness.mean_versions, 2)} versions in the mean"),
-        ("buffer", f"{status.buffer.trajectories} trajectories"),
+        (
+            "buffer",
+            f"{status.buffer.trajectories} trajectories, {status.buffer.ready_prompts} prompts ready to be drawn",
+        ),
         ("in flight", f"{in_flight}, {waiting}"),
         ("ledger", _ledger_line(status.ledger)),
     ]
@@ -125,4 +128,4 @@ def _status_rows(status: Status) -> list[tuple[str, str]]:
 def _ledger_line(ledger: Ledger) -> str:
     fates = f"{ledger.stored} stored + {ledger.duplicates} duplicates + {ledger.dead_lettered} dead-lettered"
     open_ones = f"{ledger.expired} expired + {ledger.in_flight} in flight"
-    return f"{ledger.issued} issued = {fates} + {open_ones}: {'balanced' if ledger.balanced else 'NOT BALANCED'}"
+    return f"{ledger.issued} issued = {fates} + {open_ones}: {'balanced' if ledger.balances else 'NOT BALANCED'}"

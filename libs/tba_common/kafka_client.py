@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -21,6 +22,7 @@ from tba_common.topics import Topic
 
 _PATIENCE_SECONDS: Final = 60.0  # for a broker or a topic that is not there yet
 RECORD_BYTES: Final = 4 << 20
+_RETRY_SECONDS: Final = 0.5
 _SESSION_SECONDS: Final = 10.0  # a member silent for this long loses its partitions
 
 log = logging.getLogger(__name__)
@@ -31,25 +33,36 @@ class BrokerError(Exception):
     """Kafka does not do its part: no broker, no topic, or records that wait and do not arrive."""
 
 
-def connect(build: Callable[..., _Client], servers: str, **more: Any) -> _Client:
-    """Build a client, waiting for the brokers.
+def connect(build: Callable[..., _Client], servers: str, **options: Any) -> _Client:
+    """Build a client of kafka-python, waiting for a broker first.
 
     Raises:
         BrokerError: none answered within a minute.
     """
     _warn_without_crc32c()
-    log.info("connecting to Kafka", extra={"servers": servers})
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    _wait_for_a_broker(servers, deadline)
     try:
-        return build(**_options(servers), **more)
+        return build(
+            bootstrap_servers=servers.split(","),
+            bootstrap_timeout_ms=int(_PATIENCE_SECONDS * 1000),
+            reconnect_backoff_max_ms=1_000,  # the default, 30 s, would outlast most outages
+            **options,
+        )
     except KafkaTimeoutError as error:
-        raise BrokerError(f"no Kafka broker answered at {servers} within {_PATIENCE_SECONDS:.0f} s") from error
+        raise _no_broker(servers) from error
 
 
-def open_consumer(servers: str, group_id: str | None = None) -> KafkaConsumer:
-    """A consumer of bytes that commits nothing by itself and starts at the oldest record.
+def open_consumer(
+    servers: str, topics: Iterable[str], *, group_id: str | None = None
+) -> tuple[KafkaConsumer, list[TopicPartition]]:
+    """A consumer of bytes that commits nothing by itself, and all partitions of the topics, once they exist.
 
     `max_poll_records` is without bound because a paused partition that still holds parsed records would never be
     fetched again; `fetch_max_bytes` bounds memory instead. Deserialisers are absent because a raising one spins.
+
+    Raises:
+        BrokerError: no broker, or a topic that does not exist, within a minute.
     """
     client = connect(
         KafkaConsumer,
@@ -67,7 +80,11 @@ def open_consumer(servers: str, group_id: str | None = None) -> KafkaConsumer:
         partition_assignment_strategy=[CooperativeStickyAssignor()],
     )
     forbid_auto_creation(client._cluster)
-    return client
+    try:
+        return client, [partition for topic in topics for partition in _partitions_of(client, topic)]
+    except BrokerError:
+        client.close(autocommit=False)
+        raise
 
 
 def forbid_auto_creation(cluster: Any) -> None:
@@ -76,21 +93,6 @@ def forbid_auto_creation(cluster: Any) -> None:
     kafka-python 3.0.12 takes `allow_auto_create_topics` and drops it on the way to the metadata request.
     """
     cluster.config["allow_auto_create_topics"] = False
-
-
-def partitions_of(client: KafkaConsumer, topic: str) -> list[TopicPartition]:
-    """All partitions of a topic, waiting until it exists.
-
-    Raises:
-        BrokerError: it still does not, after a minute.
-    """
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not (found := client.partitions_for_topic(topic)):
-        if time.monotonic() > deadline:
-            raise BrokerError(f"no topic {topic} within {_PATIENCE_SECONDS:.0f} s: run `python -m tba_common.topics`")
-        log.warning("waiting for topic", extra={"topic": topic})
-        time.sleep(0.5)
-    return [TopicPartition(topic, partition) for partition in sorted(found)]
 
 
 def records_of(polled: Mapping[TopicPartition, Iterable[Any]]) -> list[Record]:
@@ -119,12 +121,35 @@ def create_topics(servers: str, topics: Sequence[Topic]) -> list[str]:
     return [result["name"] for result in answer["topics"] if result["error_code"] == NoError.errno]
 
 
-def _options(servers: str) -> dict[str, Any]:
-    return {
-        "bootstrap_servers": servers.split(","),
-        "bootstrap_timeout_ms": int(_PATIENCE_SECONDS * 1000),
-        "reconnect_backoff_max_ms": 1_000,  # the default, 30 s, would outlast most outages
-    }
+def _wait_for_a_broker(servers: str, deadline: float) -> None:
+    while not any(map(_answers, servers.split(","))):
+        if time.monotonic() > deadline:
+            raise _no_broker(servers)
+        log.warning("waiting for Kafka", extra={"servers": servers})
+        time.sleep(_RETRY_SECONDS)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _no_broker(servers: str) -> BrokerError:
+    return BrokerError(f"no Kafka broker answered at {servers} within {_PATIENCE_SECONDS:.0f} s")
+
+
+def _partitions_of(client: KafkaConsumer, topic: str) -> list[TopicPartition]:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not (found := client.partitions_for_topic(topic)):
+        if time.monotonic() > deadline:
+            raise BrokerError(f"no topic {topic} within {_PATIENCE_SECONDS:.0f} s: run `python -m tba_common.topics`")
+        log.warning("waiting for topic", extra={"topic": topic})
+        time.sleep(_RETRY_SECONDS)
+    return [TopicPartition(topic, partition) for partition in sorted(found)]
 
 
 def _record(raw: Any) -> Record:

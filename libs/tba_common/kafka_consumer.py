@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from kafka import AsyncConsumerRebalanceListener, TopicPartition
@@ -17,7 +17,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from tba_common.in_hand import InHand
-from tba_common.kafka_client import BrokerError, open_consumer, partitions_of, records_of
+from tba_common.kafka_client import BrokerError, open_consumer, records_of
 from tba_common.kafka_watch import LogWatch, Watchdog
 from tba_common.record import Record
 from tba_common.settings import WorkerSettings
@@ -39,18 +39,25 @@ class Consumer:
 
     Raises:
         BrokerError: no broker or no such topic within a minute.
+        ValueError: a window without room, or a process index outside the count.
     """
 
     def __init__(self, settings: WorkerSettings, topic: str, group: str, *, window: int) -> None:
+        index, count = settings.process_index, settings.process_count
+        if index >= count:
+            raise ValueError(f"process_index: expected less than process_count {count}, got {index}")
         self._topic = topic
         self._run_id = settings.run_id
         self._in_hand = InHand(window)
         self._closing = threading.Event()
         self._commit_at = self._commit_worked_at = time.monotonic()
-        self._client = open_consumer(settings.kafka_servers, f"{group}.{settings.run_id}")
+        self._client, partitions = open_consumer(settings.kafka_servers, [topic], group_id=f"{group}.{settings.run_id}")
         self._logs = LogWatch(self._client)
         self._watchdog = Watchdog(self._client, in_group=settings.sharing == "group")
-        self._share(settings)
+        if settings.sharing == "group":
+            self._client.subscribe([topic], listener=_Rebalance(self._give_back, self._forget))
+        else:
+            self._client.assign(_static_share(partitions, index, count))
         self._thread = threading.Thread(target=self._poll_until_closed, name=f"poll-{topic}", daemon=True)
         self._thread.start()
 
@@ -74,19 +81,6 @@ class Consumer:
         self._closing.set()
         self._thread.join(_CLOSE_SECONDS)
         self._client.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))
-
-    def _share(self, settings: WorkerSettings) -> None:
-        partitions = partitions_of(self._client, self._topic)
-        if settings.sharing == "group":
-            self._client.subscribe([self._topic], listener=_Rebalance(self._give_back, self._forget))
-            return
-        index, count = settings.process_index, settings.process_count
-        if index >= count:
-            raise ValueError(f"process_index: expected less than process_count {count}, got {index}")
-        own = [tp for tp in partitions if tp.partition % count == index]
-        if not own:
-            log.warning("no partition for this process", extra={"index": index, "partitions": len(partitions)})
-        self._client.assign(own)
 
     def _poll_until_closed(self) -> None:
         try:
@@ -145,6 +139,13 @@ class Consumer:
 
     def _kafka_offsets(self, offsets: Mapping[int, int]) -> dict[TopicPartition, OffsetAndMetadata]:
         return {TopicPartition(self._topic, p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
+
+
+def _static_share(partitions: Sequence[TopicPartition], index: int, count: int) -> list[TopicPartition]:
+    own = [tp for tp in partitions if tp.partition % count == index]
+    if not own:
+        log.warning("no partition for this process", extra={"index": index, "partitions": len(partitions)})
+    return own
 
 
 class _Rebalance(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is untyped

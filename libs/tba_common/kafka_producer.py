@@ -20,6 +20,7 @@ from tba_common.codec import BadMessage, encode
 from tba_common.kafka_client import RECORD_BYTES, connect, forbid_auto_creation
 from tba_common.messages import Message
 
+_REQUEST_SECONDS: Final = 30.0  # a broker that takes longer to answer is asked again
 _DELIVERY_SECONDS: Final = 120.0  # a broker may be away for this long before a send fails
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Producer:
             acks="all",
             enable_idempotence=False,
             max_in_flight_requests_per_connection=1,
+            request_timeout_ms=int(_REQUEST_SECONDS * 1000),
             delivery_timeout_ms=int(_DELIVERY_SECONDS * 1000),
             linger_ms=5,
             batch_size=256 << 10,

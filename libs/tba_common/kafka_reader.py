@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from kafka import TopicPartition
 
-from tba_common.kafka_client import open_consumer, partitions_of, records_of
+from tba_common.kafka_client import open_consumer, records_of
 from tba_common.kafka_watch import LogWatch, Watchdog
 from tba_common.record import Record
 
@@ -23,8 +23,7 @@ class Reader:
         self, servers: str, run_id: str, topics: Sequence[str], offsets: Mapping[tuple[str, int], int]
     ) -> None:
         self._run_id = run_id
-        self._client = open_consumer(servers)
-        partitions = [tp for topic in topics for tp in partitions_of(self._client, topic)]
+        self._client, partitions = open_consumer(servers, topics)
         self._client.assign(partitions)
         for tp in partitions:
             if tp in offsets:

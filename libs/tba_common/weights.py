@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import struct
 from collections.abc import Callable, Collection
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tba_common.disk import new_directory, sha256
 from tba_common.messages import Weights
 
 MANIFEST: Final = "manifest.json"
@@ -76,16 +76,10 @@ class WeightStore:
         final = self._directory(version)
         if final.exists():
             raise WeightsError(f"version {version} exists already at {final}: a version is never overwritten")
-        aside = self._root / f"{final.name}.{os.getpid()}.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write(aside)
-        manifest = json.dumps(_manifest(aside, version, step, canary), indent=1, sort_keys=True).encode()
-        (aside / MANIFEST).write_bytes(manifest)
-        for path in [*aside.rglob("*"), aside]:
-            _sync(path)
-        aside.rename(final)
-        _sync(self._root)
+        with new_directory(final) as aside:
+            write(aside)
+            manifest = json.dumps(_manifest(aside, version, step, canary), indent=1, sort_keys=True).encode()
+            (aside / MANIFEST).write_bytes(manifest)
         return Weights(
             run_id=run_id,
             version=version,
@@ -160,7 +154,7 @@ def _manifest(directory: Path, version: int, step: int, canary: Canary) -> dict[
         "version": version,
         "step": step,
         "files": {
-            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+            str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
         },
         "tensors": tensors,
         "canary": asdict(canary),
@@ -179,7 +173,7 @@ def _verified(directory: Path, version: int) -> Snapshot:
             raise WeightsError(
                 f"version {version}: {name} expected {expected['bytes']} bytes, got {path.stat().st_size}"
             )
-        digest = _sha256(path)
+        digest = sha256(path)
         if digest != expected["sha256"]:
             raise WeightsError(f"version {version}: {name} expected sha256 {expected['sha256']}, got {digest}")
     canary = manifest["canary"]
@@ -201,16 +195,3 @@ def _tensor_names(path: Path) -> list[str]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return [name for name in json.loads(file.read(length)) if name != "__metadata__"]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

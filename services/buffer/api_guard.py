@@ -29,7 +29,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, api_key: SecretStr | None) -> None:
         self.app = app
-        self.expected = None if api_key is None else f"Bearer {api_key.get_secret_value()}".encode()
+        self.key = None if api_key is None else api_key.get_secret_value().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = self._refusal(scope) if scope["type"] == "http" else None
@@ -41,17 +41,17 @@ class Guard:
     def _refusal(self, scope: Scope) -> Problem | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.expected is None and not is_loopback(_name(host)):
+        if self.key is None and not is_loopback(_name(host)):
             return _foreign("header:Host", "a name of this machine such as 127.0.0.1", host)
         if scope["method"] not in _READING and origin is not None and urlsplit(origin).netloc != host:
             return _foreign("header:Origin", f"this server ({host}) or none", origin)
-        if self.expected is None or scope["path"] in OPEN or scope["path"].startswith(_OPEN_FILES):
+        if self.key is None or scope["path"] in OPEN or scope["path"].startswith(_OPEN_FILES):
             return None
-        came = headers.get("authorization", "").encode()
-        if hmac.compare_digest(came, self.expected):
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(key.encode(), self.key):
             return None
-        scheme = came.split(b" ", 1)[0].decode("ascii", "replace")
-        got = f"{shown(scheme)} and another key" if came else "nothing"
+        # What came is not repeated: it may be the key, put wrongly.
+        got = "something else" if "authorization" in headers else "nothing"
         fault = FieldError(field="header:Authorization", expected="Bearer and the API key", got=got)
         return Problem("unauthorized", fault, headers={"WWW-Authenticate": "Bearer"})
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Final, Literal
 
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
 from tba_common import metrics
 
 from services.buffer.api_context import Context, Shared
-from services.buffer.api_faults import FieldError, shown
 from services.buffer.api_views import View
+from services.buffer.migrations import SchemaError, require_head
 from services.buffer.problems import Problem
 
 router: Final = APIRouter(tags=["health"])
-_MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _EXPOSITION: Final = "text/plain; version=1.0.0; charset=utf-8"
 
 
@@ -70,13 +65,7 @@ def check_schema(context: Context) -> None:
         Problem: another one, or none.
         OperationalError: the database cannot be reached.
     """
-    with context.engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    if current != _head():
-        fault = FieldError(field="schema", expected=shown(_head()), got=shown(current))
-        raise Problem("schema-differs", fault, headers={"Retry-After": "5"})
-
-
-@cache
-def _head() -> str | None:
-    return ScriptDirectory(str(_MIGRATIONS)).get_current_head()
+    try:
+        require_head(context.engine)
+    except SchemaError as error:
+        raise Problem("schema-differs", detail=str(error), headers={"Retry-After": "5"}) from error

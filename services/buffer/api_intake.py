@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sqlalchemy import Connection, func, insert, select
-from tba_common.tasks import PromptSpec
+from tba_common.tasks import PromptSpec, Task
 
 from services.buffer.api_body import Reader
 from services.buffer.api_faults import FieldError, shown
+from services.buffer.api_scorers import reference_faults
 from services.buffer.problems import Problem
 from services.buffer.tables import prompts
 
@@ -25,6 +26,7 @@ MAX_PROMPTS: Final = 10_000
 _ROWS_AT_ONCE: Final = 5_000
 _LOCK_CLASS: Final = 0x7BA
 _MAX_LINE_BYTES: Final = 1 << 20
+_FILE: Final = "/prompts_path"
 _PROMPT: Final = Reader(PromptSpec)
 
 
@@ -44,20 +46,24 @@ def split_of(spec: PromptSpec, eval_fraction: float) -> Literal["train", "eval"]
 
 
 def add_prompts(
-    connection: Connection, task_id: int, specs: Sequence[PromptSpec], *, eval_fraction: float, field: str
+    connection: Connection, task_id: int, task: Task, *, specs: Sequence[PromptSpec], field: str, first: int = 0
 ) -> list[Added]:
     """Insert what is new and return every prompt's id, in the order of `specs`.
 
+    Faults are told under the pointer `field`, where `specs` begins at index `first`.
+
     Raises:
-        Problem: a key that names another text or reference already; `field` points to the list.
+        Problem: a prompt that a scorer of the task could not judge, or a key that names another prompt already.
     """
+    if faults := list(reference_faults(task.reward, specs, field, first)):
+        raise Problem("invalid-request", *faults)
     # Two requests with the same new key must not both find it missing. The task's row stays free: the buffer
     # updates it with every batch.
     connection.execute(select(func.pg_advisory_xact_lock(_LOCK_CLASS, task_id % 2**31)))
     stored = _stored(connection, task_id, specs)
-    fresh = _fresh(specs, dict(stored), field)
+    fresh = _fresh(specs, dict(stored), field, first)
     statement = insert(prompts).returning(prompts.c.prompt_id, sort_by_parameter_order=True)
-    rows = [{**spec.model_dump(), "task_id": task_id, "split": split_of(spec, eval_fraction)} for spec in fresh]
+    rows = [{**spec.model_dump(), "task_id": task_id, "split": split_of(spec, task.eval_fraction)} for spec in fresh]
     ids = iter(connection.scalars(statement, rows).all() if rows else ())
     known = {key: row.prompt_id for key, row in stored.items()}
     added = []
@@ -66,25 +72,23 @@ def add_prompts(
         prompt_id = next(ids) if created else known[str(spec.key)]
         if spec.key is not None:
             known[spec.key] = prompt_id
-        added.append(Added(prompt_id, created, split_of(spec, eval_fraction)))
+        added.append(Added(prompt_id, created, split_of(spec, task.eval_fraction)))
     return added
 
 
-def add_file(connection: Connection, task_id: int, path: Path, *, eval_fraction: float) -> int:
-    """Add the prompts of a JSONL file, one PromptSpec a line, and return how many were new.
+def add_file(connection: Connection, task_id: int, task: Task, path: Path) -> None:
+    """Add the prompts of a JSONL file, one PromptSpec a line.
 
     Raises:
         Problem: a line that is not a prompt, or no line at all.
     """
     lines = _lines(path)
-    count, created = 0, 0
+    count = 0
     while specs := list(islice(lines, _ROWS_AT_ONCE)):
-        added = add_prompts(connection, task_id, specs, eval_fraction=eval_fraction, field="/prompts_path")
-        count += len(added)
-        created += sum(prompt.created for prompt in added)
+        add_prompts(connection, task_id, task, specs=specs, field=_FILE, first=count)
+        count += len(specs)
     if count == 0:
-        raise Problem("invalid-request", _file_fault("a file with at least one prompt", "an empty file"))
-    return created
+        raise Problem("invalid-request", FieldError(field=_FILE, expected="at least one prompt", got="an empty file"))
 
 
 def data_file(directory: Path | None, named: str) -> Path:
@@ -94,11 +98,13 @@ def data_file(directory: Path | None, named: str) -> Path:
         Problem: no such file there; the answer is the same for every file outside.
     """
     if directory is None:
-        raise Problem("invalid-request", _file_fault("prompts inline: this server has no data directory", shown(named)))
+        fault = FieldError(field=_FILE, expected="prompts inline: no data directory is set here", got=shown(named))
+        raise Problem("invalid-request", fault)
     root = directory.resolve()
     path = (root / named).resolve()
     if not (path.is_relative_to(root) and path.suffix == ".jsonl" and path.is_file()):
-        raise Problem("invalid-request", _file_fault("a .jsonl file beneath the data directory", shown(named)))
+        fault = FieldError(field=_FILE, expected="a .jsonl file beneath the data directory", got=shown(named))
+        raise Problem("invalid-request", fault)
     return path
 
 
@@ -118,7 +124,7 @@ def _stored(connection: Connection, task_id: int, specs: Sequence[PromptSpec]) -
     return {row.key: _Known(row.prompt_id, row.text, row.reference) for row in connection.execute(query)}
 
 
-def _fresh(specs: Sequence[PromptSpec], by_key: dict[str, _Known], field: str) -> list[PromptSpec]:
+def _fresh(specs: Sequence[PromptSpec], by_key: dict[str, _Known], field: str, first: int) -> list[PromptSpec]:
     fresh, conflicts = [], []
     for index, spec in enumerate(specs):
         known = None if spec.key is None else by_key.get(spec.key)
@@ -128,27 +134,24 @@ def _fresh(specs: Sequence[PromptSpec], by_key: dict[str, _Known], field: str) -
                 by_key[spec.key] = _Known(0, spec.text, spec.reference)
         elif (known.text, known.reference) != (spec.text, spec.reference):
             expected = "a new key, or the text and reference that this key was first posted with"
-            conflicts.append(FieldError(field=f"{field}/{index}/key", expected=expected, got=shown(spec.key)))
+            conflicts.append(FieldError(field=f"{field}/{first + index}/key", expected=expected, got=shown(spec.key)))
     if conflicts:
         raise Problem("key-conflict", *conflicts)
     return fresh
 
 
 def _lines(path: Path) -> Iterator[PromptSpec]:
+    index = 0
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
             if not line.strip():
                 continue
             try:
-                spec, errors = _PROMPT.parse(line)
+                spec, faults = _PROMPT.parse(line, prefix=f"{_FILE}/{index}")
             except Problem as problem:
-                spec, errors = None, list(problem.errors)
+                spec, faults = None, list(problem.errors)
             if spec is None:
-                first = errors[0]
-                fault = _file_fault(f"line {number}, {first.field or 'all of it'}: {first.expected}", first.got)
-                raise Problem("invalid-request", fault)
+                told = [fault.model_copy(update={"expected": f"{fault.expected} (line {number})"}) for fault in faults]
+                raise Problem("invalid-request", *told)
             yield spec
-
-
-def _file_fault(expected: str, got: str) -> FieldError:
-    return FieldError(field="/prompts_path", expected=expected, got=got)
+            index += 1

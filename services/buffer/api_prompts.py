@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from pydantic import Field
 from sqlalchemy import Connection
-from tba_common.tasks import PromptSpec
+from tba_common.tasks import PromptSpec, Task
 
 from services.buffer.api_body import JSON_TYPE, NDJSON_TYPE, Raw, RawBody, Reader, expect_type
 from services.buffer.api_context import Shared
@@ -41,7 +41,7 @@ def add_to_task(
 
     def work(connection: Connection) -> Answer:
         row = find_row(connection, context.run_id, name)
-        added = add_prompts(connection, row.task_id, specs, eval_fraction=row.spec["eval_fraction"], field="")
+        added = add_prompts(connection, row.task_id, Task.model_validate(row.spec), specs=specs, field="")
         data = tuple(PostedPrompt.model_validate(prompt, from_attributes=True) for prompt in added)
         return Answer(HTTPStatus.CREATED, PostedPrompts(data=data, created=sum(prompt.created for prompt in added)))
 

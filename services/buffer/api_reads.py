@@ -54,7 +54,12 @@ def _per_version(run_id: str) -> Select[Any]:
         .subquery()
     )
     ordered = (
-        select(issues.c.task_id, issues.c.policy_version, func.sum(issues.c.completions).label("n_expected"))
+        select(
+            issues.c.task_id,
+            issues.c.policy_version,
+            func.sum(issues.c.completions).label("n_expected"),
+            func.sum(issues.c.dead_lettered + issues.c.expired).label("n_lost"),
+        )
         .where(issues.c.run_id == run_id, issues.c.purpose == "eval")
         .group_by(issues.c.task_id, issues.c.policy_version)
         .subquery()
@@ -66,6 +71,7 @@ def _per_version(run_id: str) -> Select[Any]:
             ordered.c.task_id,
             ordered.c.policy_version,
             ordered.c.n_expected,
+            ordered.c.n_lost,
             func.coalesce(scored.c.n, 0).label("n"),
             scored.c.mean_reward,
             scored.c.accuracy,

@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from fastapi import APIRouter
-from sqlalchemy import Connection, Row, func, select, text
+from sqlalchemy import ColumnElement, Connection, Row, func, select
 
 from services.buffer.api_context import Shared
 from services.buffer.api_views import BufferView, LedgerView, Queues, Rates, Staleness, StatusView, StepView
 from services.buffer.api_waiting import Facts, waiting_for
+from services.buffer.ledger import ledger
 from services.buffer.tables import (
     batches,
     dead_letters,
@@ -26,9 +27,7 @@ from services.buffer.tables import (
 
 router: Final = APIRouter(prefix="/v1", tags=["run"])
 _STEPS_OF_STALENESS: Final = 50
-_STEPS_OF_RATES: Final = 20
-_NEWEST: Final = 10_000
-_MINUTE: Final = text("interval '60 seconds'")
+_MINUTE_SECONDS: Final = 60
 
 
 @router.get("/status", operation_id="getStatus")
@@ -45,8 +44,9 @@ def _status(connection: Connection, run_id: str) -> StatusView:
     newest_first = connection.execute(latest.order_by(steps.c.step.desc()).limit(_STEPS_OF_STALENESS))
     recent = [StepView(**row.report, created_at=row.created_at) for row in newest_first]
     states = {"active": 0, "paused": 0} | _task_states(connection, run_id)
-    queues, buffer = _queues(connection, run_id), _buffer(run)
-    rates = _rates(recent[:_STEPS_OF_RATES], _stored_per_second(connection, run_id))
+    queues = _queues(connection, run_id)
+    buffer, rates = _buffer(run)
+    book = ledger(connection, run_id)
     policy_version = None if run is None or run.policy_version < 0 else run.policy_version
     facts = Facts(
         policy_version=policy_version,
@@ -58,7 +58,7 @@ def _status(connection: Connection, run_id: str) -> StatusView:
         buffer_silent_seconds=buffer.silent_seconds,
         since_trajectory_seconds=_since_trajectory(connection, run_id),
         since_step_seconds=_age(recent[0].created_at) if recent else None,
-        usual_step_seconds=60 / rates.steps_per_minute if rates.steps_per_minute else None,
+        usual_step_seconds=_step_seconds(recent),
     )
     state, sentence = waiting_for(facts)
     return StatusView(
@@ -73,7 +73,7 @@ def _status(connection: Connection, run_id: str) -> StatusView:
         rates=rates,
         queues=queues,
         buffer=buffer,
-        ledger=_ledger(connection, run_id),
+        ledger=LedgerView.model_validate(book, from_attributes=True),
     )
 
 
@@ -91,16 +91,10 @@ def _staleness(recent: Sequence[StepView]) -> Staleness:
     return Staleness(mean_versions=mean, histogram=dict(sorted(histogram.items())))
 
 
-def _rates(recent: Sequence[StepView], stored_per_second: float) -> Rates:
+def _step_seconds(recent: Sequence[StepView]) -> float | None:
     if len(recent) < 2:
-        return Rates(trajectories_per_second=stored_per_second, steps_per_minute=None, trained_per_second=None)
-    seconds = max((recent[0].created_at - recent[-1].created_at).total_seconds(), 1e-3)
-    trained = sum(step.trajectories for step in recent[:-1])
-    return Rates(
-        trajectories_per_second=stored_per_second,
-        steps_per_minute=60 * (len(recent) - 1) / seconds,
-        trained_per_second=trained / seconds,
-    )
+        return None
+    return (recent[0].created_at - recent[-1].created_at).total_seconds() / (len(recent) - 1)
 
 
 def _since_trajectory(connection: Connection, run_id: str) -> float | None:
@@ -113,13 +107,6 @@ def _age(moment: datetime) -> float:
     return (datetime.now(UTC) - moment).total_seconds()
 
 
-def _stored_per_second(connection: Connection, run_id: str) -> float:
-    newest = select(trajectories.c.created_at).where(trajectories.c.run_id == run_id)
-    newest_first = newest.order_by(trajectories.c.trajectory_id.desc()).limit(_NEWEST).subquery()
-    in_the_last_minute = select(func.count()).where(newest_first.c.created_at > func.now() - _MINUTE)
-    return (connection.scalar(in_the_last_minute) or 0) / 60
-
-
 def _queues(connection: Connection, run_id: str) -> Queues:
     open_orders = (issues.c.run_id == run_id) & (issues.c.state == "in_flight")
     age = func.extract("epoch", func.now() - func.min(issues.c.issued_at))
@@ -129,34 +116,19 @@ def _queues(connection: Connection, run_id: str) -> Queues:
     return Queues(
         prompts_in_flight=orders[0],
         oldest_prompt_seconds=orders[1],
-        batches_in_flight=connection.scalar(select(func.count()).select_from(batches).where(untrained)) or 0,
-        evaluations_waiting=connection.scalar(select(func.count()).select_from(evaluation_requests).where(unissued))
-        or 0,
-        dead_letters=connection.scalar(
-            select(func.count()).select_from(dead_letters).where(dead_letters.c.run_id == run_id)
-        )
-        or 0,
+        batches_in_flight=_count(connection, untrained),
+        evaluations_waiting=_count(connection, unissued),
+        dead_letters=_count(connection, dead_letters.c.run_id == run_id),
     )
 
 
-def _buffer(run: Row[Any] | None) -> BufferView:
-    status = {} if run is None else run.status
-    return BufferView(
-        trajectories=status.get("trajectories", 0),
-        blocked=status.get("blocked"),
-        silent_seconds=None if run is None else run.silent_seconds,
-    )
+def _count(connection: Connection, rows: ColumnElement[bool]) -> int:
+    return connection.scalar(select(func.count()).where(rows)) or 0
 
 
-def _ledger(connection: Connection, run_id: str) -> LedgerView:
-    total = func.coalesce
-    names = ("stored", "duplicates", "dead_lettered", "expired")
-    in_flight = func.sum(issues.c.completions).filter(issues.c.state == "in_flight")
-    query = select(
-        total(func.sum(issues.c.completions), 0).label("issued"),
-        total(in_flight, 0).label("in_flight"),
-        *(total(func.sum(issues.c[name]), 0).label(name) for name in names),
-    ).where(issues.c.run_id == run_id, issues.c.purpose == "train")
-    row = connection.execute(query).one()._mapping
-    accounted = sum(row[name] for name in (*names, "in_flight"))
-    return LedgerView(**row, balanced=accounted == row["issued"])
+def _buffer(run: Row[*tuple[Any, ...]] | None) -> tuple[BufferView, Rates]:
+    if run is None:
+        return BufferView(), Rates()
+    is_fresh = run.silent_seconds is not None and run.silent_seconds < _MINUTE_SECONDS
+    buffer = BufferView.model_validate({**run.status, "silent_seconds": run.silent_seconds})
+    return buffer, Rates.model_validate(run.status) if is_fresh else Rates()

@@ -22,6 +22,7 @@ from services.buffer.api_idempotency import Answer, OnlyOnce
 from services.buffer.api_intake import MAX_PROMPTS, add_file, add_prompts, data_file
 from services.buffer.api_paging import TaskPage, page
 from services.buffer.api_progress import find_row, find_task, list_tasks
+from services.buffer.api_scorers import option_faults
 from services.buffer.api_views import EvaluationRequest, Listing, TaskView
 from services.buffer.problems import Problem
 from services.buffer.tables import evaluation_requests, prompts, runs, tasks
@@ -72,6 +73,8 @@ def _task_body(raw: Raw) -> TaskBody:
         got = "neither" if body.prompts is None else "both"
         fault = FieldError(field="/prompts", expected="exactly one of prompts and prompts_path", got=got)
         raise Problem("invalid-request", fault)
+    if faults := list(option_faults(body.reward)):
+        raise Problem("invalid-request", *faults)
     return body
 
 
@@ -86,10 +89,9 @@ def create_task(once: OnlyOnce, context: Shared, body: Annotated[TaskBody, Depen
     def work(connection: Connection) -> Answer:
         task_id = _insert_task(connection, context.run_id, body)
         if body.prompts is not None:
-            add_prompts(connection, task_id, body.prompts, eval_fraction=body.eval_fraction, field="/prompts")
+            add_prompts(connection, task_id, body, specs=body.prompts, field="/prompts")
         else:
-            path = data_file(context.settings.data_directory, str(body.prompts_path))
-            add_file(connection, task_id, path, eval_fraction=body.eval_fraction)
+            add_file(connection, task_id, body, data_file(context.settings.data_directory, str(body.prompts_path)))
         return Answer(
             HTTPStatus.CREATED, find_task(connection, context.run_id, body.name), location=f"/v1/tasks/{body.name}"
         )

@@ -75,11 +75,12 @@ class EvaluationRequest(View):
 
 
 class EvaluationView(View):
-    """The held-out prompts of a task under one policy version. Complete when `n` equals `n_expected`."""
+    """The held-out prompts of a task under one policy version. Complete when `n + n_lost` equals `n_expected`."""
 
     task: str
     policy_version: int
     n: int = Field(description="answers scored so far")
+    n_lost: int = Field(description="answers that could not be scored and will not come")
     n_expected: int
     mean_reward: float | None
     accuracy: float | None = Field(description="share of the scored answers whose reward is at least 1")
@@ -150,11 +151,10 @@ class Staleness(View):
 
 
 class Rates(View):
-    """How fast the line runs."""
+    """What happened in the last minute, as the buffer service counted it."""
 
-    trajectories_per_second: float = Field(description="stored in the last minute (the newest 10,000 are looked at)")
-    steps_per_minute: float | None = Field(description="over the last 20 steps; null before the second")
-    trained_per_second: float | None = Field(description="trajectories drawn into the last 20 steps, per second")
+    trajectories_per_minute: int = 0
+    steps_per_minute: int = 0
 
 
 class Queues(View):
@@ -176,15 +176,18 @@ class LedgerView(View):
     dead_lettered: int
     expired: int
     in_flight: int
-    balanced: bool = Field(description="issued = stored + duplicates + dead_lettered + expired + in_flight")
+    balances: bool = Field(description="issued = stored + duplicates + dead_lettered + expired + in_flight")
 
 
 class BufferView(View):
     """The buffer service, as it last said of itself."""
 
-    trajectories: int
-    blocked: str | None = Field(description="why no batch can be drawn; null when one can", examples=["min_size"])
-    silent_seconds: float | None = Field(description="age of what it said; null before it ever did")
+    trajectories: int = Field(default=0, description="that can be drawn")
+    ready_prompts: int = Field(default=0, description="prompts with enough trajectories to be drawn")
+    blocked: str | None = Field(
+        default=None, description="why no batch can be drawn; null when one can", examples=["min_size"]
+    )
+    silent_seconds: float | None = Field(default=None, description="age of what it said; null before it ever did")
 
 
 class StatusView(View):

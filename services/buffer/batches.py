@@ -31,7 +31,8 @@ from tba_common.tasks import Task
 
 from services.buffer.arrays import any_of, table_of
 from services.buffer.sampling import Decks, GroupDraw
-from services.buffer.tables import batches, decks, draws, payloads, prompts, runs, sampler_state, tasks
+from services.buffer.state_tables import decks, sampler_state
+from services.buffer.tables import batches, draws, payloads, prompts, runs, tasks
 
 _DECKS: Final = ("online", "offline")
 

@@ -28,6 +28,7 @@ class Deck:
         self._dealt = dict(dealt or {})
         self._members: set[int] = set()
         self._heap: list[tuple[int, int, int]] = []  # (count, hash, prompt); stale entries are skipped when met
+        self._resumes = True  # the first prompts to enter were there before the restart
         self.floor = floor
 
     def count(self, prompt_id: int) -> int:
@@ -37,14 +38,15 @@ class Deck:
     def update(self, ready: Collection[int]) -> None:
         """Make the deck hold exactly the ready prompts.
 
-        Those who enter start at the least count of those who stayed; into an empty deck all enter level.
+        Those who enter start at the least count of those who stayed; after a complete turnover all start level.
         """
         staying = self._members & set(ready)
         entering = set(ready) - staying
         if staying:
             self.floor = max(self.floor, min(map(self.count, staying)))
-        elif entering:
+        elif entering and not self._resumes:
             self.floor = max(self.floor, *map(self.count, entering))
+        self._resumes = self._resumes and not entering
         self._members = staying | entering
         for prompt_id in entering:
             self._dealt[prompt_id] = max(self.count(prompt_id), self.floor)

@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from services.buffer.tables import leases
+from services.buffer.state_tables import leases
 
 LEASE_SECONDS: Final = 5.0
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, FromClause, case, func, select
 
 from services.buffer.orders import Purpose
-from services.buffer.tables import batches, draws, evaluations, issues, payloads, prompts, sampler_state, trajectories
+from services.buffer.state_tables import sampler_state
+from services.buffer.tables import batches, draws, evaluations, issues, payloads, prompts, trajectories
 
 
 @dataclass(frozen=True, slots=True)

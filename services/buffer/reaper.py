@@ -14,7 +14,8 @@ from sqlalchemy import delete, exists, select, update
 
 from services.buffer.arrays import any_of
 from services.buffer.lease import Lease
-from services.buffer.tables import draws, runs, sampler_state, trajectories
+from services.buffer.state_tables import sampler_state
+from services.buffer.tables import draws, runs, trajectories
 
 _EVERY_SECONDS: Final = 2.0
 _AT_ONCE: Final = 2_000

@@ -14,7 +14,8 @@ from services.buffer.index import ROW, Index
 from services.buffer.pacing import Backlog
 from services.buffer.sampling import Decks, Law, Sampler
 from services.buffer.settings import BufferSettings
-from services.buffer.tables import decks, draws, input_offsets, runs, sampler_state, trajectories, versions
+from services.buffer.state_tables import decks, input_offsets, sampler_state
+from services.buffer.tables import draws, runs, trajectories, versions
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ from sqlalchemy.dialects.postgresql import JSONB, REAL, insert
 
 from services.buffer.arrays import any_of, table_of
 from services.buffer.arrivals import Order, Outcome, Row
-from services.buffer.tables import evaluations, input_offsets, issues, payloads, prompts, sampler_state, trajectories
+from services.buffer.state_tables import input_offsets, sampler_state
+from services.buffer.tables import evaluations, issues, payloads, prompts, trajectories
 
 #: What a second arrival of the same tokens brings up to date, if its version is not older.
 _REFRESHED: Final = ("policy_version", "reward", "temperature", "top_p", "finish_reason", "scores")

@@ -1,4 +1,4 @@
-"""The schema as data: every table of the platform. Postgres is the truth; everything in memory is an index.
+"""The schema as data: what travels the line, at rest. Postgres is the truth; everything in memory is an index.
 
 Every row carries its run. The numbers in `issues` and `trajectories` are the ledger: what was ordered from the
 generators must be found again as stored, duplicate, dead-lettered, expired or in flight.
@@ -268,48 +268,6 @@ dead_letters = Table(
     Column("schema_header", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
     _now(),
-)
-
-# What the sampler must remember beside the rows: how much came in, went out and was thrown away, and how far
-# each deck of prompts has been dealt (buffer/deck.py).
-sampler_state = Table(
-    "sampler_state",
-    metadata,
-    Column("run_id", Text, ForeignKey("runs.run_id"), primary_key=True),
-    Column("inserts", BigInteger, nullable=False, server_default="0"),  # trajectories taken in, duplicates too
-    Column("samples", BigInteger, nullable=False, server_default="0"),  # trajectories drawn, repeats too
-    Column("evicted", BigInteger, nullable=False, server_default="0"),  # rows the reaper deleted
-    Column("online_floor", Integer, nullable=False, server_default="0"),
-    Column("offline_floor", Integer, nullable=False, server_default="0"),
-)
-
-decks = Table(
-    "decks",
-    metadata,
-    Column("run_id", Text, ForeignKey("runs.run_id"), primary_key=True),
-    Column("deck", Text, primary_key=True),
-    Column("prompt_id", BigInteger, primary_key=True),
-    Column("dealt", Integer, nullable=False),  # times the prompt was drawn from this deck
-    CheckConstraint("deck IN ('online', 'offline')", name="deck"),
-)
-
-# Where to read on: committed with the rows that the records before it became.
-input_offsets = Table(
-    "input_offsets",
-    metadata,
-    Column("run_id", Text, ForeignKey("runs.run_id"), primary_key=True),
-    Column("topic", Text, primary_key=True),
-    Column("partition", Integer, primary_key=True),
-    Column("next_offset", BigInteger, nullable=False),
-)
-
-leases = Table(
-    "leases",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("owner", Text, nullable=False),
-    Column("epoch", BigInteger, nullable=False),  # a writer whose epoch is old must not commit
-    Column("expires_at", DateTime(timezone=True), nullable=False),
 )
 
 idempotency_keys = Table(

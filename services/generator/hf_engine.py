@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import torch
 from safetensors import SafetensorError, safe_open
 from tba_common.messages import Completion
@@ -32,7 +31,8 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
-from services.generator.engine import Finished, LoadError, Request, UnusablePrompt
+from services.generator.engine import Finished, LoadError, Request
+from services.generator.prompt_tokens import prompt_token_ids
 
 log = logging.getLogger(__name__)
 
@@ -69,27 +69,19 @@ class HfEngine:
         self._max_batch_completions = max_batch_completions
         self._progress = progress
         self._random = torch.Generator(self._device)
-        self._random.seed() if seed is None else self._random.manual_seed(seed)
-        self._version: int | None = None
+        self._random.manual_seed(self._random.seed() if seed is None else seed)
+        self.policy_version: int | None = None
         self._model: Any = None  # transformers.PreTrainedModel
         self._tokenizer: Any = None
         self._eos_token_ids: list[int] = []
+        self._pad_token_id = 0
         self._shares_prompts = False  # whether the attention cache can be dealt out, as a recurrent state cannot
         self._rows: deque[_Group] = deque()  # one entry per completion still to sample
 
-    @property
-    def policy_version(self) -> int | None:
-        return self._version
-
     def submit(self, request: Request) -> None:
-        prompt = self._tokenize(request)
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and len(prompt) + request.max_new_tokens > limit:
-            raise UnusablePrompt(
-                f"prompt of {len(prompt)} tokens and {request.max_new_tokens} new ones: expected at most "
-                f"{limit} in all, the model's context"
-            )
-        self._rows.extend([_Group(request, prompt)] * request.completions)
+        context_tokens = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        token_ids = prompt_token_ids(request, self._tokenizer, context_tokens)
+        self._rows.extend([_Group(request, token_ids)] * request.completions)
 
     def collect(self, timeout_seconds: float) -> list[Finished]:
         """Sample one batch; a request with more completions than fit takes several calls."""
@@ -115,7 +107,7 @@ class HfEngine:
                 _copy_weights(fresh, self._model)
         except (OSError, ValueError, SafetensorError) as error:
             raise LoadError(f"version {snapshot.version}: {error}") from error
-        self._version = snapshot.version
+        self.policy_version = snapshot.version
 
     def logprobs(self, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> list[float]:
         return [self._logprob(*pair) for pair in zip(sequences, prompt_lengths, strict=True)]
@@ -129,9 +121,11 @@ class HfEngine:
     def _adopt(self, fresh: Any, directory: Path) -> None:
         """Take the first model, and the tokenizer that stays."""
         self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        stops = fresh.generation_config.eos_token_id
-        stops = stops if isinstance(stops, list) else [stops]
-        self._eos_token_ids = sorted({i for i in [*stops, self._tokenizer.eos_token_id] if i is not None})
+        stops = fresh.generation_config.eos_token_id  # None, one, or a list
+        stops = {*(stops if isinstance(stops, list) else [stops]), self._tokenizer.eos_token_id}
+        self._eos_token_ids = sorted(stops - {None})
+        pad = self._tokenizer.pad_token_id
+        self._pad_token_id = pad if pad is not None else (self._eos_token_ids or [0])[0]
         # A folder may bring top_k, repetition penalties and the like; sampling is the task's to define.
         fresh.generation_config = GenerationConfig.from_dict({})
         layers = DynamicCache(config=fresh.config).layers
@@ -140,33 +134,11 @@ class HfEngine:
         self._model = copy.deepcopy(fresh).to(self._device).eval().requires_grad_(False)
         log.info("model built", extra={"device": str(self._device), "dtype": str(self._dtype)})
 
-    def _tokenize(self, request: Request) -> tuple[int, ...]:
-        text = request.text
-        if request.prompt_format == "chat":
-            text = self._chat(text)
-        # A chat template writes the special tokens itself.
-        encoded = self._tokenizer(text, add_special_tokens=request.prompt_format == "text")
-        if not encoded["input_ids"]:
-            raise UnusablePrompt("the prompt has no tokens")
-        return tuple(encoded["input_ids"])
-
-    def _chat(self, text: str) -> str:
-        if not self._tokenizer.chat_template:
-            raise UnusablePrompt("prompt_format chat: the policy's tokenizer has no chat template")
-        try:
-            rendered = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-            )
-        except jinja2.TemplateError as error:
-            raise UnusablePrompt(f"the chat template refuses the prompt: {error}") from error
-        return str(rendered)
-
     def _sample(self, rows: Sequence[_Group]) -> list[Completion]:
         requests = [row.request for row in rows]
-        prompts = {row.prompt_token_ids: None for row in rows}
-        row_of = {prompt: i for i, prompt in enumerate(prompts)}
-        which = torch.tensor([row_of[row.prompt_token_ids] for row in rows], device=self._device)
-        input_ids, attention_mask = self._left_padded(list(prompts))
+        distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(row.prompt_token_ids for row in rows))}
+        which = torch.tensor([distinct[row.prompt_token_ids] for row in rows], device=self._device)
+        input_ids, attention_mask = self._left_padded(list(distinct))
         limits = torch.tensor([request.max_new_tokens for request in requests], device=self._device)
         sampler = _Sampler(requests, random=self._random, progress=self._progress)
         output = self._generate(
@@ -196,18 +168,17 @@ class HfEngine:
 
     def _generate(self, input_ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, **options: Any) -> Any:
         """`model.generate` without any sampling of its own: the sampler has drawn already."""
-        configuration = {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "eos_token_id": self._eos_token_ids or None,
-            "pad_token_id": self._pad_token_id,
-            "return_dict_in_generate": True,
-        }
+        configuration = GenerationConfig.from_dict(
+            {
+                "max_new_tokens": max_new_tokens,
+                "do_sample": False,
+                "eos_token_id": self._eos_token_ids or None,
+                "pad_token_id": self._pad_token_id,
+                "return_dict_in_generate": True,
+            }
+        )
         return self._model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            generation_config=GenerationConfig.from_dict(configuration),
-            **options,
+            input_ids=input_ids, attention_mask=attention_mask, generation_config=configuration, **options
         )
 
     def _lengths(self, tokens: Tensor, limits: Tensor) -> Tensor:
@@ -217,26 +188,21 @@ class HfEngine:
         return torch.minimum(up_to_eos, limits)
 
     def _completion(self, token_ids: Any, logprobs: Any) -> Completion:
-        assert self._version is not None
+        assert self.policy_version is not None
         return Completion(
             token_ids=token_ids,
             logprobs=logprobs,
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
             finish_reason="eos" if int(token_ids[-1]) in self._eos_token_ids else "length",
-            policy_version=self._version,
+            policy_version=self.policy_version,
         )
 
     def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, [rows, width]; the mask goes by length, for a prompt may hold the pad token."""
         width = max(map(len, prompts))
-        ids = [[self._pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        ids = [[self._pad_token_id] * (width - len(prompt)) + [*prompt] for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         return torch.tensor(ids, device=self._device), torch.tensor(mask, device=self._device)
-
-    @property
-    def _pad_token_id(self) -> int:
-        pad = self._tokenizer.pad_token_id
-        return int(pad if pad is not None else (self._eos_token_ids or [0])[0])
 
 
 class _Sampler(LogitsProcessor):
@@ -292,13 +258,11 @@ def _read_model(snapshot: Snapshot, dtype: torch.dtype) -> Any:
     # What transformers would warn of is an error below, and its bars are not for a service's log.
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    named: set[str] = set()
-    for path in snapshot.directory.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            named |= set(file.keys())
-    if named != set(snapshot.tensors):
-        raise ValueError(f"files and manifest differ in tensors {sorted(named ^ set(snapshot.tensors))}")
-    model, report = AutoModelForCausalLM.from_pretrained(
+    different = _tensor_names(snapshot.directory) ^ set(snapshot.tensors)
+    if different:
+        raise ValueError(f"files and manifest differ in tensors {sorted(different)}")
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # its type does not know `output_loading_info`
+    model, report = from_pretrained(
         snapshot.directory,
         dtype=dtype,
         use_safetensors=True,
@@ -311,6 +275,14 @@ def _read_model(snapshot: Snapshot, dtype: torch.dtype) -> Any:
     if wrong:
         raise ValueError(f"weights do not fit the model: {wrong}")
     return model
+
+
+def _tensor_names(directory: Path) -> set[str]:
+    names: set[str] = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def _copy_weights(fresh: Any, model: Any) -> None:

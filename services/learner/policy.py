@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from tba_common.weights import Canary
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.learner.collate import Rows, pad_rows
-from tba_common.weights import Canary
 
 #: Short texts whose log-probabilities tell a generator whether it really runs the weights it loaded.
 CANARY_TEXTS: Final = ("12+34=46", "The capital of France is Paris.", "def add(a, b): return a + b")

@@ -1,21 +1,39 @@
-"""A supervised start: cross-entropy on the completion tokens and EOS of `text` -> `reference` pairs."""
+"""A supervised start: cross-entropy on the completion tokens and EOS of `text` -> `reference` pairs.
+
+It can stop at an accuracy, since learning comes in jumps and the step of a jump differs between machines.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import AutoTokenizer
 
 from services.learner.collate import Rows, pad_rows
 from services.learner.policy import load_model, save_model, sequence_logprob
-from services.learner.schedule import LearningRateSchedule
 
 Pair = tuple[list[int], list[int]]  # prompt ids, completion ids that end in EOS
+
+WARMUP_STEPS: Final = 20
+CHECK_EVERY: Final = 10
+#: Pairs at the end of the file that are only used to measure accuracy.
+HELD_OUT: Final = 256
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the training ended. `accuracy` is greedy exact match, EOS included, on the held-out pairs."""
+
+    steps: int
+    loss: float  # nats per token, of the last step
+    accuracy: float
+    seconds: float
 
 
 def train(
@@ -25,55 +43,62 @@ def train(
     out: Path,
     steps: int,
     batch: int,
+    until_accuracy: float = 1.0,
     learning_rate: float = 1e-3,
     seed: int = 0,
     report: Callable[[str], None] = print,
-) -> float:
-    """Train the policy in `model` on the JSONL file `data` and save it to `out`; returns the last loss in nats.
+) -> Outcome:
+    """Train the policy in `model` on the JSONL file `data`, save it to `out`.
 
-    The rate warms up over a tenth of the steps and decays over the last half. Each epoch is a new permutation.
+    Ends after `steps` steps of `batch` pairs, or once accuracy reaches `until_accuracy`. Same seed, same weights.
 
     Raises:
-        ValueError: a line without text and reference.
+        ValueError: a line without text and reference, or too few of them.
     """
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = load_model(model, device)
-    batches = _batches(_read(data, tokenizer), batch, torch.Generator().manual_seed(seed))
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = LearningRateSchedule(warmup=steps // 10, stable=steps - steps // 10 - steps // 2, decay=steps // 2)
-    started, loss = time.monotonic(), torch.tensor(torch.nan)
+    pairs = _read(data, tokenizer)
+    held_out = _rows(pairs[-HELD_OUT:], tokenizer, device)
+    batches = _batches(pairs[:-HELD_OUT], batch, torch.Generator().manual_seed(seed))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    started = time.monotonic()
     for step in range(1, steps + 1):
         for settings in optimizer.param_groups:
-            settings["lr"] = learning_rate * schedule.multiplier(step)
-        loss = _step(policy, optimizer, next(batches), pad_token_id=tokenizer.pad_token_id, device=device)
-        if step % max(1, steps // 10) == 0:
-            report(f"supervised step {step}/{steps}  loss {loss:.4f}  {time.monotonic() - started:.1f} s")
+            settings["lr"] = learning_rate * min(1.0, step / WARMUP_STEPS)
+        loss = _step(policy, optimizer, _rows(next(batches), tokenizer, device))
+        if step % CHECK_EVERY == 0 or step == steps:
+            outcome = Outcome(step, loss, greedy_accuracy(policy, held_out), time.monotonic() - started)
+            report(
+                f"supervised step {step}/{steps}  loss {loss:.3f}  accuracy {outcome.accuracy:.3f}"
+                f"  {outcome.seconds:.0f} s"
+            )
+            if outcome.accuracy >= until_accuracy:
+                break
     save_model(policy, tokenizer, out)
-    return float(loss)
+    return outcome
 
 
-def _step(
-    policy: Any,
-    optimizer: torch.optim.Optimizer,
-    pairs: Sequence[Pair],
-    *,
-    pad_token_id: int,
-    device: torch.device,
-) -> torch.Tensor:
-    rows = pad_rows(pairs, temperature=[1.0] * len(pairs), pad_token_id=pad_token_id, device=device)
-    loss = mean_cross_entropy(policy, rows)
+@torch.no_grad()
+def greedy_accuracy(policy: Any, rows: Rows) -> float:
+    """Share of rows that greedy decoding would reproduce: every token is the argmax after the ones before it."""
+    logits = policy(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
+    right = logits[:, :-1].argmax(-1) == rows.input_ids[:, 1:]  # [rows, length - 1]
+    return float((right | ~rows.completion_mask[:, 1:]).all(dim=1).float().mean())
+
+
+def _step(policy: Any, optimizer: torch.optim.Optimizer, rows: Rows) -> float:
+    loss = -sequence_logprob(policy, rows).sum() / rows.completion_mask.sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
     optimizer.step()
-    return loss.detach()
+    return float(loss.detach())
 
 
-def mean_cross_entropy(policy: Any, rows: Rows) -> torch.Tensor:
-    """Negative log-likelihood per completion token, in nats."""
-    return -sequence_logprob(policy, rows).sum() / rows.completion_mask.sum()
+def _rows(pairs: Sequence[Pair], tokenizer: Any, device: torch.device) -> Rows:
+    return pad_rows(pairs, temperature=[1.0] * len(pairs), pad_token_id=tokenizer.pad_token_id, device=device)
 
 
 def _read(path: Path, tokenizer: Any) -> list[Pair]:
@@ -84,10 +109,13 @@ def _read(path: Path, tokenizer: Any) -> list[Pair]:
             raise ValueError(f"{path}:{number}: expected an object with strings 'text' and 'reference'")
         completion = tokenizer(record["reference"], add_special_tokens=False)["input_ids"]
         pairs.append((tokenizer(record["text"])["input_ids"], [*completion, tokenizer.eos_token_id]))
+    if len(pairs) <= HELD_OUT:
+        raise ValueError(f"{path}: expected more than {HELD_OUT} pairs, which are held out, got {len(pairs)}")
     return pairs
 
 
 def _batches(pairs: Sequence[Pair], size: int, rng: torch.Generator) -> Iterator[list[Pair]]:
+    """Batches without end, each epoch a new permutation."""
     order: list[int] = []
     while True:
         while len(order) < size:

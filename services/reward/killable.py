@@ -6,11 +6,11 @@ that the culprit has a name; a group that is only slow as a whole still gets its
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Final, TypeVar
 
@@ -20,7 +20,8 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _BACKSTOP_SECONDS: Final = 0.5
-_STALL_SECONDS: Final = 60.0  # beyond the time limit: for starting processes on a busy machine
+_LOOK_SECONDS: Final = 1.0
+_BROKEN: Final = "worker processes do not start, or one died without work"
 
 
 class EvaluationFailed(Exception):
@@ -31,25 +32,25 @@ class EvaluationFailed(Exception):
         self.index = index
 
 
-class PoolStalled(Exception):
-    """Nothing comes back from the worker processes at all: let this process crash and be restarted."""
-
-
 class Killable:
     """A pool of worker processes with a time limit on what they run. Thread-safe; a context manager."""
 
     def __init__(
-        self, *, processes: int, time_limit_seconds: float, recycle_after: int, preload: Sequence[str]
+        self,
+        *,
+        processes: int,
+        time_limit_seconds: float,
+        recycle_after: int,
+        warm_up: Callable[[], object],
+        preload: Sequence[str] = (),
     ) -> None:
-        """`preload` names modules that a worker process has imported when it starts."""
+        """Each worker process runs `warm_up` before its time counts; `preload` names modules it is born with."""
         # Not fork: a copy of a process whose threads hold locks may wait on them for ever. The fork server has
         # no threads, and starts a worker with its modules in milliseconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
         self._limit = time_limit_seconds
-        self._pool = ProcessPool(max_workers=processes, max_tasks=recycle_after, context=context)
-        self._ends = itertools.count(1)
-        self._ended = 0
+        self._pool = ProcessPool(processes, max_tasks=recycle_after, initializer=warm_up, context=context)
 
     def __enter__(self) -> Killable:
         return self
@@ -66,46 +67,31 @@ class Killable:
 
         Raises:
             EvaluationFailed: an item alone exceeds the time limit, or its process dies.
-            PoolStalled: the pool does not work.
+            BrokenProcessPool: worker processes do not start, or die without work. No item's fault, and no way
+                to go on: let this process crash and be restarted.
         """
         try:
-            return self._results(self._schedule(function, items))
+            return self._run(function, items)
         except (TimeoutError, ProcessExpired):
-            return self._one_by_one(function, items)
+            return [self._run_alone(function, item, index) for index, item in enumerate(items)]
 
-    def _one_by_one(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
-        futures = [self._schedule(function, [item]) for item in items]
+    def _run_alone(self, function: Callable[[_Item], _Result], item: _Item, index: int) -> _Result:
         try:
-            return [self._sole_result(index, future) for index, future in enumerate(futures)]
-        finally:
-            for future in futures:
-                future.cancel()
-
-    def _sole_result(self, index: int, future: Future[list[_Result]]) -> _Result:
-        try:
-            return self._results(future)[0]
+            return self._run(function, [item])[0]
         except TimeoutError as error:
             raise EvaluationFailed(index, f"exceeded {self._limit:g} s") from error
         except ProcessExpired as death:
             raise EvaluationFailed(index, f"died with exit code {death.exitcode}") from death
 
-    def _schedule(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Future[list[_Result]]:
-        future: Future[list[_Result]] = self._pool.schedule(
-            _apply, args=(function, list(items), self._limit), timeout=self._limit
-        )
-        future.add_done_callback(self._note_end)
-        return future
-
-    def _note_end(self, _future: Future[list[_Result]]) -> None:
-        self._ended = next(self._ends)
-
-    def _results(self, future: Future[list[_Result]]) -> list[_Result]:
-        # A task may wait its turn for long; but while one waits, some task ends within every time limit.
-        ended = None
-        while wait([future], timeout=self._limit + _STALL_SECONDS).not_done:
-            if ended == self._ended:
-                raise PoolStalled(f"no evaluation ended within {self._limit + _STALL_SECONDS:g} s")
-            ended = self._ended
+    def _run(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+        if not self._pool.active:
+            raise BrokenProcessPool(_BROKEN)
+        arguments = (function, list(items), self._limit)
+        future: Future[list[_Result]] = self._pool.schedule(_apply, args=arguments, timeout=self._limit)
+        # Waiting its turn, a task may take longer than any limit; in a broken pool it would wait for ever.
+        while wait([future], timeout=_LOOK_SECONDS).not_done:
+            if not self._pool.active:
+                raise BrokenProcessPool(_BROKEN)
         return future.result()
 
 

@@ -15,7 +15,7 @@ from tba_common.messages import Float32s, Rollout
 from services.reward.killable import EvaluationFailed, Killable
 from services.reward.scorer import ScoringFailed
 from services.reward.settings import RewardSettings
-from services.reward.verifier_rules import Match, is_right
+from services.reward.verifier_rules import Match, is_right, warm_up
 
 MATCHES: Final[tuple[Match, ...]] = get_args(Match)
 _RULES_VERSION: Final = 1
@@ -72,7 +72,8 @@ def open_verifier(settings: RewardSettings) -> Iterator[Verifier]:
         processes=settings.evaluation_processes,
         time_limit_seconds=settings.time_limit_seconds,
         recycle_after=settings.recycle_after_evaluations,
-        preload=("math_verify", is_right.__module__),
+        warm_up=warm_up,
+        preload=("math_verify", warm_up.__module__),
     ) as processes:
-        processes.map(partial(is_right, match="math", reference="1/2"), ["0.5"])
+        processes.map(partial(is_right, match="exact", reference="1"), ["1"])
         yield Verifier(processes)

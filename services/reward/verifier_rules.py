@@ -74,6 +74,7 @@ def last_number(text: str) -> float | None:
     return -value if last["minus"] else value
 
 
+@lru_cache(maxsize=1_024)  # a policy that has learned repeats itself
 def equivalent(text: str, reference: str) -> bool:
     """Mathematical equivalence, as math-verify sees it; after `####` where there is one.
 
@@ -90,6 +91,11 @@ def equivalent(text: str, reference: str) -> bool:
     if answer == _final(reference):
         return True
     return bool(verify(list(gold), _parse(answer), timeout_seconds=None))
+
+
+def warm_up() -> None:
+    """Import math-verify and build its grammar tables, which the first evaluation would pay for otherwise."""
+    equivalent("$\\frac{2}{4}$", "1/2")
 
 
 @lru_cache(maxsize=256)  # a group shares its reference

@@ -15,11 +15,12 @@ STATUS: Final = {
     "run_id": "main",
     "policy_version": 3,
     "step": 7,
-    "waiting_for": "nothing: the line runs",
+    "state": "running",
+    "waiting_for": "Nothing: the line runs.",
     "tasks_active": 1,
     "tasks_paused": 0,
     "staleness": {"mean_versions": 0.5, "histogram": {"0": 8, "1": 8}},
-    "rates": {"trajectories_per_second": 12.5, "steps_per_minute": 30.0, "trained_per_second": 128.0},
+    "rates": {"trajectories_per_minute": 750, "steps_per_minute": 30},
     "queues": {
         "prompts_in_flight": 4,
         "oldest_prompt_seconds": 1.5,
@@ -27,7 +28,7 @@ STATUS: Final = {
         "evaluations_waiting": 0,
         "dead_letters": 0,
     },
-    "buffer": {"trajectories": 640, "blocked": None, "silent_seconds": 0.5},
+    "buffer": {"trajectories": 640, "ready_prompts": 10, "blocked": None, "silent_seconds": 0.5},
     "ledger": {
         "issued": 704,
         "stored": 600,
@@ -35,7 +36,7 @@ STATUS: Final = {
         "dead_lettered": 0,
         "expired": 0,
         "in_flight": 64,
-        "balanced": True,
+        "balances": True,
     },
     "a_field_of_tomorrow": 1,
 }

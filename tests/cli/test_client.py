@@ -24,7 +24,7 @@ def test_a_status_with_a_field_of_tomorrow_is_read(api: FakeApi) -> None:
     api.on("GET /v1/status", STATUS)
     with Client(api.url) as client:
         status = client.status()
-    assert (status.step, status.policy_version, status.ledger.balanced) == (7, 3, True)
+    assert (status.step, status.policy_version, status.ledger.balances) == (7, 3, True)
     assert status.staleness.histogram == {0: 8, 1: 8}
 
 

@@ -199,8 +199,12 @@ def test_a_chat_prompt_is_wrapped_by_the_policy_s_template(publisher: Publisher)
 @pytest.mark.parametrize(
     ("template", "changes", "reason"),
     [
-        (None, {"text": "1" * (CONTEXT - 5)}, f"59 tokens and 6 new ones: expected at most {CONTEXT}"),
-        (None, {"text": ""}, "no tokens"),
+        (
+            None,
+            {"text": "1" * (CONTEXT - 5)},
+            f"at most {CONTEXT} tokens, .* a prompt of 59 and 6 new ones",
+        ),
+        (None, {"text": ""}, "at least one token"),
         (None, {"prompt_format": "chat"}, "no chat template"),
         ("{{ raise_exception('no') }}", {"prompt_format": "chat"}, "template refuses"),
     ],
@@ -304,7 +308,7 @@ def test_weights_that_do_not_fit_are_refused_and_the_old_ones_untouched(
 
 def test_another_architecture_is_refused_and_the_old_weights_untouched(publisher: Publisher, engine: HfEngine) -> None:
     before = engine.logprobs(SEQUENCES, CUTS)
-    with pytest.raises(LoadError, match="another architecture.*embed_tokens"):
+    with pytest.raises(LoadError, match=r"another architecture.*embed_tokens"):
         engine.load(publisher.snapshot(1, Policy(width=64)))
     assert engine.policy_version == 0
     assert engine.logprobs(SEQUENCES, CUTS) == before

@@ -130,16 +130,30 @@ def test_a_process_index_outside_the_count_is_refused(consume: Callable[..., Con
         consume(index=2, count=2)
 
 
-def test_group_sharing_hands_the_work_of_a_member_that_left_to_the_other(
+def test_group_sharing_moves_work_to_a_member_that_joins_and_back_when_it_leaves(
     monkeypatch: pytest.MonkeyPatch, producer: Producer, consume: Callable[..., Consumer], run_id: str
 ) -> None:
     monkeypatch.setattr("tba_common.kafka_client._SESSION_SECONDS", 6.0)  # a first join takes half of it
     first, second = consume(sharing="group"), consume(sharing="group")
-    send_numbers(producer, run_id, 40, partition=None)
-    done = take(first, 20, finish=True)
-    first.close()
-    done += take(second, 40 - len(done), finish=True)
-    assert sorted(number_of(record) for record in done) == list(range(40))
+    came: set[int] = set()
+    by_second = 0
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    sent = 0
+    while not by_second and time.monotonic() < deadline:
+        producer.send(TOPIC, Resumed(run_id=run_id, batch_id=sent, step=0), partition=sent % 4)
+        sent += 1
+        for member in (first, second):
+            for record in member.take(10, 0.05):
+                came.add(number_of(record))
+                by_second += member is second
+                member.done(record)
+    assert by_second
+    second.close()
+    while len(came) < sent and time.monotonic() < deadline:
+        for record in first.take(10, 0.5):
+            came.add(number_of(record))
+            first.done(record)
+    assert came == set(range(sent))
 
 
 def test_a_restarted_consumer_reads_again_from_the_first_unfinished_record(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from typing import Final
 
 LOOPBACK: Final = "127.0.0.1"
+_ANSWER_SECONDS: Final = 2.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -21,15 +24,17 @@ def free_ports(count: int) -> list[int]:
 def answers(port: int) -> bool:
     """Whether a connection to the loopback port is accepted."""
     with socket.socket() as client:
-        client.settimeout(1.0)
+        client.settimeout(_ANSWER_SECONDS)
         return client.connect_ex((LOOPBACK, port)) == 0
 
 
 def is_ready(address: str) -> bool:
     """Whether `/readyz` at host:port answers 200."""
-    import httpx
-
+    connection = HTTPConnection(address, timeout=_ANSWER_SECONDS)
     try:
-        return httpx.get(f"http://{address}/readyz", timeout=2.0, trust_env=False).status_code == httpx.codes.OK
-    except httpx.TransportError:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
         return False
+    finally:
+        connection.close()

@@ -14,7 +14,6 @@ import os
 import pwd
 import secrets
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -168,9 +167,6 @@ def _initialise(directory: Path) -> None:
         shutil.rmtree(aside)
     aside.mkdir(mode=0o700)
     _give(aside)
-    if _account():
-        _let_others_pass(aside)
-        _let_others_pass(Path(_program("initdb")))
     command = [_program("initdb"), "--pgdata", str(aside), "--username", _USER, "--encoding", "UTF8", "--locale", "C"]
     process = start_tethered(
         [*command, "--auth", "scram-sha-256", "--pwfile", str(directory / "password")],
@@ -182,14 +178,6 @@ def _initialise(directory: Path) -> None:
     if process.returncode != 0:
         raise PostgresError(f"initdb ended with {process.returncode}: {said.decode(errors='replace')}")
     aside.rename(directory / "data")
-
-
-def _let_others_pass(path: Path) -> None:
-    """Let other accounts pass through, not list, the directories above: root's own are often closed (0700)."""
-    for parent in path.parents:
-        mode = parent.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            parent.chmod(mode | stat.S_IXOTH)
 
 
 def _stop_predecessor(data: Path) -> None:

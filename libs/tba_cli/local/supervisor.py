@@ -138,7 +138,8 @@ class Supervisor:
             for process in stage:
                 process.start(now)
         self._write_state()
-        while (waiting := [process for process in stage if not process.is_ready()]) and not self._stop.is_set():
+        waiting = stage
+        while (waiting := [process for process in waiting if not process.is_ready()]) and not self._stop.is_set():
             for process in waiting:
                 _check_patience(process, time.monotonic() - now)
             self._turn()

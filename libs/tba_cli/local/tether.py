@@ -10,13 +10,22 @@ from __future__ import annotations
 import os
 import pwd
 import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
-_PR_SET_PDEATHSIG: Final = 1
+if TYPE_CHECKING:
+    import ctypes
+
+_PR_SET_PDEATHSIG: Final = 1  # these are Linux's own names: prctl(2), capset(2), capabilities(7)
+_PR_SET_KEEPCAPS: Final = 8
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_RAISE: Final = 2
+_CAP_DAC_OVERRIDE: Final = 1
+_CAPABILITY_VERSION_3: Final = 0x20080522
 _SAME_ACCOUNT: Final = ""
 
 
@@ -33,7 +42,8 @@ def start_tethered(
     """Start `command` so that it gets `signal_on_orphan` when the calling thread ends.
 
     The thread matters: Linux takes the thread that forked for the parent, so start children from one that stays.
-    `account` is the name of another account to run as, which only root may ask for. `output` takes both streams.
+    `account` is the name of another account to run as, which only root may ask for; it keeps root's access to files.
+    `output` takes both streams.
     """
     launcher = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signal_on_orphan))]
     return subprocess.Popen(
@@ -49,24 +59,38 @@ def start_tethered(
 
 def become(parent: int, signal_on_orphan: int, account: str, command: list[str]) -> None:
     """Tie this process to `parent`, then replace it by `command`; return only when the parent is already gone."""
-    tie = _tie()  # loaded first: the other account may not be able to read this Python
-    if account != _SAME_ACCOUNT:
-        entry = pwd.getpwnam(account)
-        os.setgroups([])
-        os.setgid(entry.pw_gid)
-        os.setuid(entry.pw_uid)
-    tie(signal_on_orphan)  # last: a change of account clears it
+    if sys.platform == "linux":
+        import ctypes  # now: the other account may not be able to read this Python
+
+        libc = ctypes.CDLL(None)
+        if account != _SAME_ACCOUNT:
+            libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+            _enter(account)
+            _keep_file_access(libc)
+        libc.prctl(_PR_SET_PDEATHSIG, signal_on_orphan, 0, 0, 0)  # last: a change of account clears it
+    elif account != _SAME_ACCOUNT:
+        _enter(account)
     if os.getppid() == parent:
         os.execvp(command[0], command)  # noqa: S606  # no shell is what we want
 
 
-def _tie() -> Callable[[int], object]:
-    if sys.platform != "linux":
-        return lambda number: None
-    import ctypes
+def _enter(account: str) -> None:
+    entry = pwd.getpwnam(account)
+    os.setgroups([])
+    os.setgid(entry.pw_gid)
+    os.setuid(entry.pw_uid)
 
-    prctl = ctypes.CDLL(None).prctl
-    return lambda number: prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+def _keep_file_access(libc: ctypes.CDLL) -> None:
+    """Keep root's way through closed directories, and nothing else of root; without it, they must be open.
+
+    Opening them instead would last longer than the process, and others may close them again while it runs.
+    """
+    ours = 1 << _CAP_DAC_OVERRIDE
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    data = struct.pack("=6I", ours, ours, ours, 0, 0, 0)  # effective, permitted, inheritable: low words, high words
+    libc.capset(header, data)
+    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
 
 
 if __name__ == "__main__":

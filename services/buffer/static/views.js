@@ -1,16 +1,20 @@
 // The parts of the page, each drawn from one answer of the API.
 
+import { hasKey } from "./api.js";
 import { BarChart, LineChart } from "./charts.js";
 import { ago, byId, duration, el, number, percent, say, svg, table } from "./dom.js";
 import { trend } from "./scale.js";
 
 const TREND_STEPS = 12;
-const EXAMPLE = {
-  name: "addition",
-  reward: [{ scorer: "verifier", options: { match: "exact" } }],
-  eval_fraction: 0.1,
-  prompts: [{ text: "12+07=", reference: "19" }, { text: "33+48=", reference: "81" }],
-};
+const EXAMPLE = `-H 'Content-Type: application/json' -d '{
+  "name": "addition",
+  "reward": [{"scorer": "verifier", "options": {"match": "exact"}}],
+  "eval_fraction": 0.1,
+  "prompts": [
+    {"text": "12+07=", "reference": "19"},
+    {"text": "33+48=", "reference": "81"}
+  ]
+}'`;
 
 const charts = {
   evaluation: new LineChart(byId("chart-evaluation"), {
@@ -54,8 +58,8 @@ function showTiles({ policy_version: version, step, staleness, rates, buffer }) 
   const tiles = [
     ["Policy version", number(version)],
     ["Step", number(step)],
-    ["Steps a minute", number(rates.steps_per_minute, 1)],
-    ["New trajectories a second", number(rates.trajectories_per_second, 1)],
+    ["Steps a minute", number(rates.steps_per_minute)],
+    ["Trajectories a minute", number(rates.trajectories_per_minute)],
     ["In the buffer", number(buffer.trajectories)],
     ["Mean staleness, versions", number(staleness.mean_versions, 1)],
   ];
@@ -82,8 +86,8 @@ function showLine({ policy_version: version, step, queues, buffer }) {
 
 function showLedger(ledger) {
   const balance = byId("balance");
-  say(balance, ledger.balanced ? "balanced" : "does not balance");
-  balance.dataset.good = String(ledger.balanced);
+  say(balance, ledger.balances ? "balanced" : "does not balance");
+  balance.dataset.good = String(ledger.balances);
   const parts = [["stored", 0], ["duplicates", 1], ["dead_lettered", 3], ["expired", 2], ["in_flight", 4]];
   const bar = svg("svg", { class: "split", viewBox: "0 0 1000 10", preserveAspectRatio: "none", "aria-hidden": "true" });
   let from = 0;
@@ -128,8 +132,8 @@ export function showEvaluations(evaluations) {
 
 export function showTasks(tasks) {
   byId("welcome").hidden = tasks.length > 0;
-  const body = JSON.stringify(EXAMPLE, null, 2).replaceAll("'", "'\\''");
-  say(byId("example"), `curl ${location.origin}/v1/tasks -H 'Content-Type: application/json' -d '${body}'`);
+  const key = hasKey() ? ` -H "Authorization: Bearer $TBA_API_KEY"` : "";
+  say(byId("example"), `curl ${location.origin}/v1/tasks${key} ${EXAMPLE}`);
   table(byId("tasks"), "Tasks and how far they have come", [
     { head: "Task", cell: (task) => task.name },
     { head: "State", cell: (task) => el("span", { class: "chip", "data-state": task.state }, task.state) },

@@ -110,3 +110,10 @@ def test_the_server_ends_when_its_process_is_killed(directory: Path) -> None:
         process.kill()
         wait_until(lambda: state_file.birth(server) is None)
     assert "database system is shut down" in (directory / "server.log").read_text()
+
+
+def test_the_directories_above_stay_as_closed_as_they_were(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    postgres.start(closed / "postgres").stop()
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700

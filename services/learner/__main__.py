@@ -1,0 +1,86 @@
+"""`python -m services.learner run | tiny | supervised`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse the command and run it; torch is loaded after that."""
+    arguments = _parser().parse_args()
+    if arguments.command == "run":
+        _run()
+    elif arguments.command == "tiny":
+        from services.learner.tiny import write_tiny
+
+        parameters = write_tiny(arguments.out, seed=arguments.seed)
+        print(f"{arguments.out}: {parameters:,} parameters, untrained")  # noqa: T201
+    else:
+        from services.learner.supervised import train
+
+        train(
+            model=arguments.model,
+            data=arguments.data,
+            out=arguments.out,
+            steps=arguments.steps,
+            batch=arguments.batch,
+            learning_rate=arguments.learning_rate,
+            seed=arguments.seed,
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m services.learner", description="Train the policy.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run", help="the process tba-learner: train batches from the buffer; settings are TBA_<FIELD>")
+    tiny = commands.add_parser("tiny", help="make an untrained tiny policy, one token a character")
+    tiny.add_argument("--out", type=Path, required=True)
+    tiny.add_argument("--seed", type=int, default=0)
+    supervised = commands.add_parser("supervised", help="train a policy on text and reference pairs")
+    supervised.add_argument("--model", required=True, help="Hugging Face folder or hub id")
+    supervised.add_argument("--data", type=Path, required=True, help="JSONL with text and reference")
+    supervised.add_argument("--out", type=Path, required=True)
+    supervised.add_argument("--steps", type=int, default=400)
+    supervised.add_argument("--batch", type=int, default=128)
+    supervised.add_argument("--learning-rate", type=float, default=1e-3)
+    supervised.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _run() -> None:
+    from tba_common.delivery import DeadLetters
+    from tba_common.kafka import Producer, Reader
+    from tba_common.lifecycle import Lifecycle
+    from tba_common.topics import BATCHES
+
+    from services.learner.settings import LearnerSettings
+
+    settings = LearnerSettings()
+    with Lifecycle("tba-learner", settings) as life:
+        from services.learner.loop import Learner
+        from services.learner.policy import Policy
+        from services.learner.schedule import LearningRateSchedule
+        from services.learner.update import Updater
+
+        updater = Updater(
+            Policy.load(settings.model, device=settings.device),
+            learning_rate=settings.learning_rate,
+            schedule=LearningRateSchedule.parse(settings.learning_rate_schedule),
+            token_budget=settings.micro_batch_tokens,
+        )
+        producer = Producer(settings.kafka_servers, settings.run_id)
+        learner = Learner(settings, updater, producer, DeadLetters(producer, settings.run_id, "tba-learner"))
+        learner.start()
+        reader = Reader(settings.kafka_servers, settings.run_id, [BATCHES.name], learner.offsets)
+        life.ready(True)
+        while not life.stop.is_set() and not learner.finished:
+            learner.step(reader)
+            life.beat()
+        learner.close()
+        reader.close()
+        producer.close()
+
+
+if __name__ == "__main__":
+    main()

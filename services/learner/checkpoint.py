@@ -1,0 +1,113 @@
+"""What a learner needs to go on as if nothing had happened: weights, optimiser, and where it was on the line.
+
+A directory `step-00000040/` of safetensors and JSON, written aside, synced, renamed. The offset of the next batch
+lies beside the weights it belongs to, so a resumed run trains the same batches and, on CPU, is bit-equal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from tba_common.disk import new_directory, sha256
+from torch import Tensor
+
+from services.learner.update import Updater
+
+STATE: Final = "state.json"
+TENSORS: Final = "tensors.safetensors"
+_KEEP: Final = 2
+_MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
+_RANDOM: Final = "random_state"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the learner is: steps taken, the newest batch trained, and where to read on."""
+
+    step: int = 0
+    batch_id: int = 0
+    next_offset: int = 0
+
+
+class CheckpointError(Exception):
+    """There are checkpoints and none can be used; says why each cannot."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, of which the newest two are kept."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def save(self, progress: Progress, updater: Updater) -> None:
+        """Write a checkpoint and drop the ones before the last."""
+        final = self._directory / f"step-{progress.step:08d}"
+        shutil.rmtree(final, ignore_errors=True)  # damaged, or the same step again: the one before it still stands
+        with new_directory(final) as aside:
+            save_file(_tensors(updater), aside / TENSORS)
+            state = {**asdict(progress), "sha256": sha256(aside / TENSORS)}
+            (aside / STATE).write_text(json.dumps(state, indent=1))
+        for old in self._all()[:-_KEEP]:
+            shutil.rmtree(old)
+
+    def load(self, updater: Updater) -> Progress | None:
+        """Put the newest whole checkpoint into the policy and its optimiser; None if there never was one.
+
+        Raises:
+            CheckpointError: every checkpoint is damaged. Starting over would be worse than stopping.
+        """
+        faults = []
+        for directory in reversed(self._all()):
+            try:
+                progress, tensors = _read(directory)
+            except (OSError, ValueError, KeyError) as error:
+                faults.append(f"{directory.name}: {error}")
+                log.error("checkpoint is damaged", extra={"checkpoint": directory.name, "reason": str(error)})
+                continue
+            _restore(updater, tensors)
+            return progress
+        if faults:
+            raise CheckpointError(f"no usable checkpoint in {self._directory}: {'; '.join(faults)}")
+        return None
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self._directory.glob("step-*") if path.suffix != ".tmp")
+
+
+def _tensors(updater: Updater) -> dict[str, Tensor]:
+    tensors = {_RANDOM: torch.get_rng_state()}
+    for name, parameter in updater.policy.model.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach().contiguous()
+        for moment, value in updater.optimizer.state.get(parameter, {}).items():
+            tensors[f"{moment}.{name}"] = value.contiguous()
+    return tensors
+
+
+def _restore(updater: Updater, tensors: dict[str, Tensor]) -> None:
+    torch.set_rng_state(tensors[_RANDOM])
+    state: dict[int, dict[str, Tensor]] = {}
+    for index, (name, parameter) in enumerate(updater.policy.model.named_parameters()):
+        with torch.no_grad():
+            parameter.copy_(tensors[f"model.{name}"])
+        if f"step.{name}" in tensors:
+            state[index] = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS}
+    groups = updater.optimizer.state_dict()["param_groups"]
+    updater.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _read(directory: Path) -> tuple[Progress, dict[str, Tensor]]:
+    state: dict[str, Any] = json.loads((directory / STATE).read_text())
+    digest = sha256(directory / TENSORS)
+    if digest != state["sha256"]:
+        raise ValueError(f"{TENSORS} expected sha256 {state['sha256']}, got {digest}")
+    progress = Progress(step=state["step"], batch_id=state["batch_id"], next_offset=state["next_offset"])
+    return progress, load_file(directory / TENSORS)

@@ -1,0 +1,116 @@
+"""One optimiser step from one batch: forward, trajectory balance, backward, clip, AdamW.
+
+How the batch is cut into micro-batches changes memory, never the result: each counts by its share of the draws.
+A step whose loss or gradient is not finite is not taken, since one would poison every weight for good.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from tba_common.messages import Group
+from torch import Tensor
+
+from services.learner.collate import MicroBatch, split_batch
+from services.learner.objective import estimate_log_z, trajectory_balance
+from services.learner.policy import Policy
+from services.learner.schedule import LearningRateSchedule
+
+#: The norm gradients are clipped to, the field's usual value. With Adam their scale, 1/beta, hardly matters.
+MAX_GRAD_NORM: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step did. Means are over the batch's draws; a skipped step carries zeros for what was not finite."""
+
+    skipped: bool
+    loss: float
+    reward: float
+    log_z: float
+    log_ratio: float
+    beta: float
+    grad_norm: float  # before clipping
+    learning_rate: float
+    trajectories: int
+    tokens: int  # completion tokens of the draws
+
+
+class Updater:
+    """The policy's optimiser and its schedule."""
+
+    def __init__(
+        self, policy: Policy, *, learning_rate: float, schedule: LearningRateSchedule, token_budget: int
+    ) -> None:
+        self.policy = policy
+        self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate, weight_decay=0.0)
+        self._learning_rate = learning_rate
+        self._schedule = schedule
+        self._token_budget = token_budget
+
+    def update(self, groups: Sequence[Group], step: int) -> Update:
+        """Take optimiser step `step` (1, 2, ...) on a whole batch."""
+        learning_rate = self._learning_rate * self._schedule.multiplier(step)
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        means = self._backward(groups)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), MAX_GRAD_NORM))
+        finite = math.isfinite(grad_norm) and all(map(math.isfinite, means.values()))
+        if finite:
+            self.optimizer.step()
+        return Update(
+            skipped=not finite,
+            grad_norm=_finite(grad_norm),
+            learning_rate=learning_rate,
+            trajectories=sum(len(group.draws) for group in groups),
+            tokens=sum(len(draw.token_ids) for group in groups for draw in group.draws),
+            **{name: _finite(value) for name, value in means.items()},
+        )
+
+    def _backward(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Accumulate the gradient of the batch's mean loss; return the means of what it was made of."""
+        draws = sum(len(group.draws) for group in groups)
+        means: dict[str, float] = dict.fromkeys(("loss", "reward", "log_z", "log_ratio", "beta"), 0.0)
+        for unit in split_batch(
+            groups,
+            pad_token_id=self.policy.pad_token_id,
+            token_budget=self._token_budget,
+            device=self.policy.device,
+        ):
+            log_z = self._log_z_of_split_group(unit) if len(unit) > 1 else None
+            for part in unit:
+                result = trajectory_balance(
+                    self.policy.logprob(part.rows)[part.row],
+                    self.policy.ref_logprob(part.rows)[part.row],
+                    reward=part.reward,
+                    beta=part.beta,
+                    group=part.group,
+                    log_z=log_z,
+                )
+                share = len(part.row) / draws
+                (result.loss * share).backward()  # type: ignore[no-untyped-call]
+                seen = {"loss": result.loss, "reward": part.reward, "beta": part.beta}
+                seen |= {"log_z": result.log_z, "log_ratio": result.log_ratio}
+                for name, value in seen.items():
+                    means[name] += share * float(value.detach().mean())
+        return means
+
+    def _log_z_of_split_group(self, parts: Sequence[MicroBatch]) -> Tensor:
+        """log Z of a group too large for one micro-batch: a pass without gradients over all of it, [1]."""
+        with torch.no_grad():
+            log_ratio = [(self.policy.logprob(p.rows) - self.policy.ref_logprob(p.rows))[p.row] for p in parts]
+        return estimate_log_z(
+            torch.cat(log_ratio),
+            reward=torch.cat([part.reward for part in parts]),
+            beta=torch.cat([part.beta for part in parts]),
+            group=torch.cat([part.group for part in parts]),
+        )[:1]
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0

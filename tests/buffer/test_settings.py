@@ -1,0 +1,34 @@
+"""The buffer's settings say what is wrong, and do not give a password away."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from services.buffer.settings import BufferSettings
+
+
+def test_defaults_run_and_k_distinct_trajectories_are_wanted() -> None:
+    assert BufferSettings(min_trajectories_per_group=0).fewest_trajectories == 16
+    assert BufferSettings(min_trajectories_per_group=4).fewest_trajectories == 4
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"min_trajectories_per_group": 17}, {"trajectories_per_group": 101}, {"capacity_per_prompt": 8}]
+)
+def test_a_group_that_can_never_be_filled_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match="TBA_TRAJECTORIES_PER_GROUP <= TBA_CAPACITY_PER_PROMPT"):
+        BufferSettings.model_validate(wrong)
+
+
+def test_no_error_and_no_log_line_holds_the_password() -> None:
+    url = "postgresql+psycopg://user:secret@host/db"
+    with pytest.raises(ValidationError) as error:
+        BufferSettings(database_url=url, capacity_per_prompt=8)
+    assert "secret" not in str(error.value)
+    assert "secret" not in repr(BufferSettings(database_url=url))
+
+
+def test_the_numbers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TBA_GROUPS_PER_BATCH", "3")
+    assert BufferSettings().groups_per_batch == 3

@@ -1,0 +1,85 @@
+"""The migrated schema is the schema of tables.py, however many processes migrate at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, inspect, text
+
+from services.buffer.migrations import SchemaError, migrate, require_head
+from services.buffer.state_tables import metadata
+
+pytestmark = pytest.mark.integration
+
+
+def checks_and_defaults(engine: Engine) -> dict[str, Any]:
+    """What alembic's comparison leaves out."""
+    looking = inspect(engine)
+    return {
+        table: (
+            sorted((c["name"], c["sqltext"]) for c in looking.get_check_constraints(table)),
+            sorted((c["name"], str(c["type"]), str(c["default"]), c["nullable"]) for c in looking.get_columns(table)),
+            sorted(str(index) for index in looking.get_indexes(table)),
+            sorted(str(key) for key in looking.get_foreign_keys(table)),
+            looking.get_pk_constraint(table)["name"],
+        )
+        for table in metadata.tables
+    }
+
+
+def test_the_migrated_schema_is_that_of_the_tables(migrated: str, database: str) -> None:
+    by_migration, by_metadata = create_engine(migrated), create_engine(database)
+    metadata.create_all(by_metadata)
+    with by_migration.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+    assert checks_and_defaults(by_migration) == checks_and_defaults(by_metadata)
+    by_migration.dispose()
+    by_metadata.dispose()
+
+
+def test_migrations_that_race_wait_for_one_another(database: str) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(migrate, [database] * 3))
+    engine = create_engine(database)
+    require_head(engine)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
+    engine.dispose()
+
+
+def test_a_database_without_the_schema_is_refused_with_the_remedy(database: str) -> None:
+    engine = create_engine(database)
+    with pytest.raises(SchemaError, match=r"at no revision, this program needs \d+: run `python -m services.buffer mi"):
+        require_head(engine)
+    engine.dispose()
+
+
+def test_payloads_stay_in_their_rows_uncompressed(migrated: str) -> None:
+    engine = create_engine(migrated)
+    query = "SELECT attstorage::text FROM pg_attribute WHERE attrelid = 'payloads'::regclass AND attname = 'token_ids'"
+    with engine.connect() as connection:
+        assert connection.execute(text(query)).scalar_one() == "e"
+    engine.dispose()
+
+
+def test_serve_says_in_one_sentence_that_the_schema_is_missing(database: str) -> None:
+    command = [sys.executable, "-m", "services.buffer", "serve"]
+    done = subprocess.run(command, env={"TBA_DATABASE_URL": database}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith("run `python -m services.buffer migrate`")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_migrate_command_brings_a_database_to_the_newest_revision(database: str) -> None:
+    command = [sys.executable, "-m", "services.buffer", "migrate"]
+    subprocess.run(command, env={"TBA_DATABASE_URL": database}, check=True, capture_output=True, timeout=60)
+    engine = create_engine(database)
+    require_head(engine)
+    engine.dispose()
