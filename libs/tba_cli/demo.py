@@ -36,7 +36,7 @@ TASK: Final = Task(
     target=Target(beta=0.1),
     evaluate_every_versions=20,
 )
-_LEARNER: Final = {"TBA_LEARNING_RATE": "1e-4", "TBA_WARMUP_STEPS": "5", "TBA_PUBLISH_EVERY": "2"}
+_LEARNER: Final = {"TBA_LEARNING_RATE": "1e-4", "TBA_LEARNING_RATE_SCHEDULE": "5", "TBA_PUBLISH_EVERY": "2"}
 _BUFFER: Final = {
     "TBA_GROUPS_PER_BATCH": "16",
     "TBA_TRAJECTORIES_PER_GROUP": "16",
@@ -195,7 +195,7 @@ def _collect(
         accuracy_after=after,
         held_out_problems=HELD_OUT,
         steps=len(steps),
-        policy_versions=client.generator_versions(TASK.name),
+        policy_versions=len({t.policy_version for t in client.trajectories(task=TASK.name, limit=200)}),
         trajectories=status.ledger.stored,
         duplicates=status.ledger.duplicates,
         dead_letters=status.queues.dead_letters,

@@ -49,6 +49,7 @@ def down(directory: Path) -> list[str]:
     ended = [process.name for process in (state.supervisor, *state.processes) if state_file.lives(process)]
     state_file.end([state.supervisor], grace_seconds=_DOWN_SECONDS)
     state_file.end(state.processes, grace_seconds=_DOWN_SECONDS)
+    (directory / STATE_FILE).unlink(missing_ok=True)
     return ended
 
 

@@ -18,6 +18,7 @@ from tba_cli.client import Client
 from tba_cli.errors import Unavailable
 
 _TRAJECTORIES: Final = 8
+_TO_CHOOSE_FROM: Final = 200
 _EVALUATIONS: Final = 6
 
 
@@ -48,13 +49,15 @@ def looks(
 
 
 def print_lines(found: Iterable[Look | Unavailable], console: Console) -> None:
-    """Print one line a step, or what is awaited while there is none."""
+    """Print one line a step, and what is awaited whenever that changes."""
+    awaited = ""
     for look in found:
-        if isinstance(look, Unavailable):
-            console.print(Text(str(look)), soft_wrap=True)
-            continue
-        for line in [show.step_line(step) for step in look.steps] or [look.status.waiting_for]:
-            console.print(Text(line), soft_wrap=True)
+        steps = look.steps if isinstance(look, Look) else []
+        for step in steps:
+            console.print(Text(show.step_line(step)), soft_wrap=True)
+        before, awaited = awaited, look.status.waiting_for if isinstance(look, Look) else str(look)
+        if not steps and awaited != before:
+            console.print(Text(awaited), soft_wrap=True)
 
 
 def write_json(found: Iterable[Look | Unavailable]) -> None:
@@ -79,4 +82,5 @@ def show_live(found: Iterable[Look | Unavailable], client: Client, console: Cons
 
 
 def _details(client: Client) -> tuple[list[Evaluation], list[Trajectory]]:
-    return client.evaluations()[-_EVALUATIONS:], client.trajectories(limit=_TRAJECTORIES)
+    newest_of_prompt = {found.prompt_id: found for found in reversed(client.trajectories(limit=_TO_CHOOSE_FROM))}
+    return client.evaluations()[-_EVALUATIONS:], list(newest_of_prompt.values())[-_TRAJECTORIES:]

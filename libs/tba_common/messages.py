@@ -29,18 +29,23 @@ Int32s = Annotated[np.ndarray[Any, np.dtype[np.int32]], _packed(np.int32)]
 Float32s = Annotated[np.ndarray[Any, np.dtype[np.float32]], _packed(np.float32)]
 
 
-class Message(BaseModel):
-    """A frozen value with a schema name and version; fields added later carry defaults."""
+class Part(BaseModel):
+    """A frozen piece of a message, equal by value; fields added later carry defaults."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
-    schema_version: ClassVar[int] = 1
-
-    run_id: str
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and _comparable(self) == _comparable(other)
 
     __hash__ = None  # type: ignore[assignment]  # arrays inside: equal by value, never a dictionary key
+
+
+class Message(Part):
+    """What travels on a topic: a part with a schema name and version, of one run."""
+
+    schema_version: ClassVar[int] = 1
+
+    run_id: str
 
 
 def _comparable(value: Any) -> Any:
@@ -51,12 +56,6 @@ def _comparable(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_comparable(item) for item in value]
     return value
-
-
-class Part(BaseModel):
-    """A piece of a message, under the same rules."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", arbitrary_types_allowed=True)
 
 
 class Prompt(Message):

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Header, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from psycopg.errors import LockNotAvailable
 from pydantic import BaseModel
 from sqlalchemy import Connection, delete, func, select, text, update
@@ -28,7 +28,7 @@ from services.buffer.tables import idempotency_keys as keys
 
 REPLAYED: Final = "Idempotency-Replayed"
 _LIFETIME: Final = text("interval '24 hours'")
-_WAIT: Final = text("SET LOCAL lock_timeout = '5s'")
+_WAIT: Final = text("SET LOCAL lock_timeout = '2s'")
 _WAIT_AS_BEFORE: Final = text("SET LOCAL lock_timeout TO DEFAULT")
 _SWEPT_AT_ONCE: Final = 100
 
@@ -132,12 +132,12 @@ OnlyOnce = Annotated[Once, Depends(_once)]
 
 
 def _stored_form(answer: Answer) -> dict[str, Any]:
-    body = None if answer.body is None else answer.body.model_dump(mode="json")
+    # As text: a replay is the same bytes, and JSONB would sort the fields.
+    body = None if answer.body is None else answer.body.model_dump_json()
     return {"status": int(answer.status), "location": answer.location, "body": body}
 
 
 def _response(stored: dict[str, Any]) -> Response:
     headers = {} if stored["location"] is None else {"Location": stored["location"]}
-    if stored["body"] is None:
-        return Response(status_code=stored["status"], headers=headers)
-    return JSONResponse(stored["body"], stored["status"], headers=headers)
+    media_type = None if stored["body"] is None else "application/json"
+    return Response(stored["body"], stored["status"], headers=headers, media_type=media_type)

@@ -78,8 +78,8 @@ def _status(connection: Connection, run_id: str) -> StatusView:
 
 
 def _task_states(connection: Connection, run_id: str) -> dict[str, int]:
-    query = select(tasks.c.state, func.count()).where(tasks.c.run_id == run_id).group_by(tasks.c.state)
-    return dict(connection.execute(query).tuples().all())
+    query = select(tasks.c.state, func.count().label("tasks")).where(tasks.c.run_id == run_id).group_by(tasks.c.state)
+    return {row.state: row.tasks for row in connection.execute(query)}
 
 
 def _staleness(recent: Sequence[StepView]) -> Staleness:

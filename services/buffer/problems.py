@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -116,11 +117,19 @@ async def _on_http(request: Request, error: Exception) -> Response:
         return response(error, request.scope)
     assert isinstance(error, HTTPException)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = ", ".join(_methods(request))
         fault = FieldError(field="method", expected=allowed, got=shown(request.method))
-        return response(Problem("method-not-allowed", fault, headers=error.headers), request.scope)
+        return response(Problem("method-not-allowed", fault, headers={"Allow": allowed}), request.scope)
     fault = FieldError(field="path", expected="a path listed in /openapi.json", got=shown(request.url.path))
     return response(Problem("not-found", fault), request.scope)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of the path: each is a route of its own, so the router knows only those of the first."""
+    for template, operations in request.app.openapi()["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), request.url.path):
+            return sorted(method.upper() for method in operations)
+    return ["GET"]  # the page and its files
 
 
 async def _on_parameters(request: Request, error: Exception) -> Response:

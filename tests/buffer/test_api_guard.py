@@ -157,3 +157,20 @@ def test_without_a_database_the_answer_is_try_again_and_the_process_lives(client
         assert answer.json()["type"] == "urn:tba:problem:database-unavailable"
     assert client.get("/readyz").status_code == 503
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_crash_is_a_problem_that_tells_nothing_of_its_cause() -> None:
+    app = create_app(ON_LOOPBACK)
+
+    @app.get("/v1/crash")
+    def crash() -> None:
+        raise RuntimeError("the password is hunter2")
+
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        answer = client.get("/v1/crash", headers={"X-Request-ID": "ci-44"})
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["content-security-policy"].startswith("default-src 'self';")
+    assert answer.json()["type"] == "urn:tba:problem:internal-error"
+    assert answer.json()["request_id"] == "ci-44"
+    assert "hunter2" not in answer.text

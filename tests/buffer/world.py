@@ -77,6 +77,10 @@ class FakeReader:
     def __init__(self, broker: FakeBroker, offsets: dict[tuple[str, int], int]) -> None:
         self._broker, self._next = broker, dict(offsets)
 
+    def rewind(self) -> None:
+        """Read everything again."""
+        self._next = {}
+
     def poll(self, timeout_seconds: float, limit: int | None = None) -> list[Record]:
         found = []
         for topic in (topics.TRAJECTORIES, topics.STEPS, topics.WEIGHTS, topics.DEAD_LETTERS):
@@ -93,12 +97,15 @@ class Rejected:
     """Where records at fault went."""
 
     reasons: list[str] = field(default_factory=list)
+    fails: bool = False  # as if the broker were gone
 
     def handled(self) -> None:
         """Nobody counts here."""
 
     def reject(self, record: Record, reason: str) -> None:
         """Remember the reason."""
+        if self.fails:
+            raise ConnectionError("the broker is gone")
         self.reasons.append(reason)
 
 
@@ -166,7 +173,7 @@ class World:
         )
         self.broker.send(topics.WEIGHTS.name, weights)
 
-    def answer(self, prompt: Prompt, *, version: int = 0, **changes: Any) -> None:
+    def answer(self, prompt: Prompt, *, version: int | Sequence[int] = 0, **changes: Any) -> None:
         """A generator and a scorer answer an order."""
         self.broker.send(topics.TRAJECTORIES.name, trajectories(prompt, version=version, **changes))
 

@@ -51,6 +51,16 @@ def test_lines_are_one_a_step(api: FakeApi, capsys: pytest.CaptureFixture[str]) 
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["step 1", "step 2"]
 
 
+def test_what_is_awaited_is_told_once(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.on("GET /v1/status", status(0), status(0), status(1))
+    api.on("GET /v1/steps", listing(), listing(), listing(step(1)))
+    with Client(api.url) as client:
+        print_lines(looks(client, every_seconds=0, until_step=1), Console())
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == STATUS["waiting_for"]
+    assert second.startswith("step 1")
+
+
 def test_json_is_one_object_a_look(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     one_look(api)
     with Client(api.url) as client:

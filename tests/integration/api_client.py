@@ -128,5 +128,5 @@ class Line:
             wait_seconds=0.0,
         )
         row = {"run_id": self.run_id, "step": number, "batch_id": number, "policy_version": report.policy_version}
-        self.connection.execute(insert(steps).values(row, report=report.model_dump(mode="json")))
+        self.connection.execute(insert(steps).values(row | {"report": report.model_dump(mode="json")}))
         self.connection.execute(update(runs).where(runs.c.run_id == self.run_id).values(step=number))

@@ -116,7 +116,7 @@ def test_a_key_whose_first_request_does_not_end_is_answered_with_a_conflict(
 ) -> None:
     with engine.begin() as connection:  # another server is at it
         row = {"key": run_id, "request": "POST /v1/tasks/addition/prompts", "body_sha256": b"", "status": 0}
-        connection.execute(idempotency_keys.insert().values(row, response={}))
+        connection.execute(idempotency_keys.insert().values(row | {"response": {}}))
         answer = add(client, run_id)
         connection.rollback()
     assert answer.status_code == 409
@@ -138,8 +138,8 @@ def test_after_a_day_a_key_is_new_again(client: TestClient, engine: Engine, run_
         assert list(connection.scalars(select(idempotency_keys.c.key).where(mine))) == [run_id]
 
 
-@pytest.mark.parametrize("key", ["", "x" * 201, "with space", "\u00e9".encode("latin-1")])
-def test_a_key_that_is_no_key_is_refused(client: TestClient, key: str | bytes) -> None:
-    answer = client.post("/v1/tasks/addition/prompts", json=LINE, headers={"Idempotency-Key": key})  # type: ignore[dict-item]
+@pytest.mark.parametrize("key", ["", "x" * 201, "with space", "tab\tinside"])
+def test_a_key_that_is_no_key_is_refused(client: TestClient, key: str) -> None:
+    answer = client.post("/v1/tasks/addition/prompts", json=LINE, headers={"Idempotency-Key": key})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"] == "header:Idempotency-Key"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -16,6 +18,22 @@ from services.buffer.migrations import SchemaError, migrate, require_head
 from services.buffer.state_tables import metadata
 
 pytestmark = pytest.mark.integration
+
+
+Connect = Callable[[str], Engine]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Opens engines that are closed with the test."""
+    with ExitStack() as stack:
+
+        def connect(url: str) -> Engine:
+            engine = create_engine(url)
+            stack.callback(engine.dispose)
+            return engine
+
+        yield connect
 
 
 def checks_and_defaults(engine: Engine) -> dict[str, Any]:
@@ -33,40 +51,35 @@ def checks_and_defaults(engine: Engine) -> dict[str, Any]:
     }
 
 
-def test_the_migrated_schema_is_that_of_the_tables(migrated: str, database: str) -> None:
-    by_migration, by_metadata = create_engine(migrated), create_engine(database)
+def test_the_migrated_schema_is_that_of_the_tables(connect: Connect, migrated: str, database: str) -> None:
+    by_migration, by_metadata = connect(migrated), connect(database)
     metadata.create_all(by_metadata)
     with by_migration.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_server_default": True})
         assert compare_metadata(context, metadata) == []
     assert checks_and_defaults(by_migration) == checks_and_defaults(by_metadata)
-    by_migration.dispose()
-    by_metadata.dispose()
 
 
-def test_migrations_that_race_wait_for_one_another(database: str) -> None:
+def test_migrations_that_race_wait_for_one_another(connect: Connect, database: str) -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(migrate, [database] * 3))
-    engine = create_engine(database)
+    engine = connect(database)
     require_head(engine)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar_one() == 1
-    engine.dispose()
 
 
-def test_a_database_without_the_schema_is_refused_with_the_remedy(database: str) -> None:
-    engine = create_engine(database)
+def test_a_database_without_the_schema_is_refused_with_the_remedy(connect: Connect, database: str) -> None:
+    engine = connect(database)
     with pytest.raises(SchemaError, match=r"at no revision, this program needs \d+: run `python -m services.buffer mi"):
         require_head(engine)
-    engine.dispose()
 
 
-def test_payloads_stay_in_their_rows_uncompressed(migrated: str) -> None:
-    engine = create_engine(migrated)
+def test_payloads_stay_in_their_rows_uncompressed(connect: Connect, migrated: str) -> None:
+    engine = connect(migrated)
     query = "SELECT attstorage::text FROM pg_attribute WHERE attrelid = 'payloads'::regclass AND attname = 'token_ids'"
     with engine.connect() as connection:
         assert connection.execute(text(query)).scalar_one() == "e"
-    engine.dispose()
 
 
 def test_serve_says_in_one_sentence_that_the_schema_is_missing(database: str) -> None:
@@ -77,9 +90,8 @@ def test_serve_says_in_one_sentence_that_the_schema_is_missing(database: str) ->
     assert "Traceback" not in done.stderr
 
 
-def test_the_migrate_command_brings_a_database_to_the_newest_revision(database: str) -> None:
+def test_the_migrate_command_brings_a_database_to_the_newest_revision(connect: Connect, database: str) -> None:
     command = [sys.executable, "-m", "services.buffer", "migrate"]
     subprocess.run(command, env={"TBA_DATABASE_URL": database}, check=True, capture_output=True, timeout=60)
-    engine = create_engine(database)
+    engine = connect(database)
     require_head(engine)
-    engine.dispose()

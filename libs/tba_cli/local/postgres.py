@@ -3,7 +3,8 @@
 `python -m tba_cli.local.postgres --directory DIR --port P` keeps a server in the foreground until SIGTERM.
 fsync is on: what it acknowledged survives a crash. Every connection needs the password that is generated once
 into the directory (scram-sha-256, file mode 0600), because every account of the machine reaches loopback.
-PostgreSQL refuses to run as root; started by root, it runs as `nobody`.
+PostgreSQL refuses to run as root; started by root, it runs as `nobody`, with
+root's access to files, so that the directory may lie anywhere.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tba_common.lifecycle import Lifecycle
 from tba_common.settings import ServiceSettings
 
 from tba_cli.local import foreground
-from tba_cli.local.ports import LOOPBACK, free_ports
+from tba_cli.local.ports import LOOPBACK, answers, free_ports
 from tba_cli.local.tether import start_tethered
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def start(directory: Path, port: int = 0) -> PostgresServer:
     `server.log` in the directory.
 
     Raises:
-        PostgresError: initdb failed, or the server did not accept connections in time.
+        PostgresError: initdb failed, the port is taken, or the server did not accept connections in time.
     """
     directory = directory.resolve()
     port = port or free_ports(1)[0]
@@ -76,6 +77,8 @@ def start(directory: Path, port: int = 0) -> PostgresServer:
         _stop_predecessor(data)
     else:
         _initialise(directory)
+    if answers(port):
+        raise PostgresError(f"somebody else listens on port {port}")
     command = [_program("postgres"), "-D", str(data), "-p", str(port)]
     options = {"listen_addresses": LOOPBACK, "unix_socket_directories": "", "fsync": "on"}
     with (directory / "server.log").open("ab") as output:

@@ -65,7 +65,7 @@ class Supervisor:
         self._thread.start()
         try:
             self._started.wait()
-        except BaseException:  # Ctrl-C while starting
+        except KeyboardInterrupt:
             self.stop()
             raise
         if not self.running and not self._stop.is_set():

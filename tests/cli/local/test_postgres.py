@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 from contextlib import suppress
@@ -85,6 +86,13 @@ def test_creating_a_database_again_keeps_what_is_in_it(directory: Path) -> None:
         execute(url, "CREATE TABLE odd AS SELECT 42 AS answer")
         assert postgres.create_database(server_url, "odd'name") == url
         assert execute(url, "SELECT answer FROM odd") == [(42,)]
+
+
+def test_a_port_that_is_taken_is_an_error_that_names_it(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(postgres.PostgresError, match=str(port)):
+            postgres.start(directory, port)
 
 
 def test_the_process_ends_its_server_in_order_on_sigterm(directory: Path) -> None:

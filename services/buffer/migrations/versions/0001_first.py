@@ -92,7 +92,7 @@ CREATE TABLE issues (
     purpose text NOT NULL CONSTRAINT ck_issues_purpose CHECK (purpose IN ('train', 'eval')),
     policy_version integer,
     completions integer NOT NULL,
-    attempt smallint NOT NULL DEFAULT 1,
+    attempt smallint NOT NULL DEFAULT '1',
     partition smallint NOT NULL,
     state text NOT NULL DEFAULT 'in_flight' CONSTRAINT ck_issues_state CHECK (state IN ('in_flight', 'settled')),
     issued_at timestamptz NOT NULL DEFAULT now(),
@@ -211,9 +211,9 @@ CREATE TABLE steps (
 );
 CREATE TABLE sampler_state (
     run_id text CONSTRAINT pk_sampler_state PRIMARY KEY CONSTRAINT fk_sampler_state_run_id REFERENCES runs,
-    inserts bigint NOT NULL DEFAULT 0,
-    samples bigint NOT NULL DEFAULT 0,
-    evicted bigint NOT NULL DEFAULT 0,
+    inserts bigint NOT NULL DEFAULT '0',
+    samples bigint NOT NULL DEFAULT '0',
+    evicted bigint NOT NULL DEFAULT '0',
     online_floor integer NOT NULL DEFAULT 0,
     offline_floor integer NOT NULL DEFAULT 0
 );
