@@ -33,7 +33,7 @@ from services.buffer import (
 from services.buffer.api_context import open_context
 from services.buffer.api_guard import BodyLimit, Guard
 from services.buffer.api_headers import AnswerHeaders
-from services.buffer.api_openapi import describe
+from services.buffer.api_openapi import DescribedApi
 from services.buffer.api_settings import ApiSettings
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
         yield
         context.engine.dispose()
 
-    app = FastAPI(
+    app = DescribedApi(
         title="TBA",
         summary="Asynchronous reinforcement learning for language models with Trajectory Balance",
         description=_DESCRIPTION,
@@ -62,7 +62,6 @@ def create_app(settings: ApiSettings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # both load scripts from elsewhere, which the page's policy forbids
         redoc_url=None,
-        separate_input_output_schemas=False,
         redirect_slashes=False,
     )
     app.state.context = context
@@ -74,7 +73,6 @@ def create_app(settings: ApiSettings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Guard, api_key=settings.api_key)
     app.add_middleware(AnswerHeaders)
-    app.openapi = lambda: describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 

@@ -57,15 +57,23 @@ _BODIES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """Return the document, made once."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes, summary=app.summary
-        )
-        _complete(document)
-        app.openapi_schema = document
-    return app.openapi_schema
+class DescribedApi(FastAPI):
+    """A FastAPI application whose description is complete."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document, made once."""
+        if self.openapi_schema is None:
+            document = get_openapi(
+                title=self.title,
+                version=self.version,
+                summary=self.summary,
+                description=self.description,
+                routes=self.routes,
+                separate_input_output_schemas=False,
+            )
+            _complete(document)
+            self.openapi_schema = document
+        return self.openapi_schema
 
 
 def _complete(document: dict[str, Any]) -> None:

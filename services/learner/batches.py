@@ -33,21 +33,24 @@ class BatchAssembler:
         return self._last
 
     def add(self, group: Group, offset: int) -> None:
-        """Take a group; one that was given out or is held already changes nothing.
+        """Take a group; a copy of one that was given out or is held changes nothing.
 
         Raises:
             BadMessage: the group cannot be a part of its batch.
         """
-        if not 0 <= group.index < group.size:
-            raise BadMessage(f"batch {group.batch_id}: group index expected below {group.size}, got {group.index}")
-        if not group.draws or not len(group.prompt_token_ids):
-            raise BadMessage(f"batch {group.batch_id}: group {group.index} expected a prompt and draws, got none")
-        if group.batch_id > self._last:
-            self._held.setdefault(group.batch_id, {}).setdefault(group.index, (group, offset))
+        _check(group)
+        if group.batch_id <= self._last:
+            return
+        parts = self._held.setdefault(group.batch_id, {})
+        if any(held.size != group.size for held, _ in parts.values()):
+            parts.clear()  # the batch was drawn anew, and the rest of the old one will never come
+        # The copy that a restart would read first; offsets start over when the broker lost the log.
+        if group.index not in parts or offset < parts[group.index][1]:
+            parts[group.index] = (group, offset)
 
     def take(self) -> Batch | None:
         """Give out the next batch if every group of it is here."""
-        parts = self._held.get(self._last + 1, {})
+        parts = self._held.get(self._last + 1)
         if not parts or len(parts) < next(iter(parts.values()))[0].size:
             return None
         self._last += 1
@@ -57,3 +60,13 @@ class BatchAssembler:
     def resume_offset(self, next_offset: int) -> int:
         """Where to read on after a crash, given where reading stands: the first group that is still held."""
         return min([next_offset, *(offset for parts in self._held.values() for _, offset in parts.values())])
+
+
+def _check(group: Group) -> None:
+    where = f"batch {group.batch_id}, group {group.index}"
+    if not 0 <= group.index < group.size:
+        raise BadMessage(f"{where}: expected an index from 0 to {group.size - 1}")
+    if not len(group.prompt_token_ids):
+        raise BadMessage(f"{where}: expected a prompt, got no token")
+    if not group.draws or not all(len(draw.token_ids) for draw in group.draws):
+        raise BadMessage(f"{where}: expected draws of one token or more, got {[len(d.token_ids) for d in group.draws]}")

@@ -39,7 +39,7 @@ class Progress:
 
 
 class CheckpointError(Exception):
-    """There are checkpoints and none can be used; says why each cannot."""
+    """There are checkpoints and none can be used; says why each cannot, or what does not fit."""
 
 
 class CheckpointStore:
@@ -49,21 +49,28 @@ class CheckpointStore:
         self._directory = directory
 
     def save(self, progress: Progress, updater: Updater) -> None:
-        """Write a checkpoint and drop the ones before the last."""
+        """Write a checkpoint, and drop all but it and the one before.
+
+        What bears a later step was damaged, or `load` would have returned it; a name that ends in .tmp was never
+        finished.
+        """
         final = self._directory / f"step-{progress.step:08d}"
         shutil.rmtree(final, ignore_errors=True)  # damaged, or the same step again: the one before it still stands
         with new_directory(final) as aside:
             save_file(_tensors(updater), aside / TENSORS)
             state = {**asdict(progress), "sha256": sha256(aside / TENSORS)}
             (aside / STATE).write_text(json.dumps(state, indent=1))
-        for old in self._all()[:-_KEEP]:
-            shutil.rmtree(old)
+        kept = [directory for directory in self._all() if directory <= final][-_KEEP:]
+        for directory in self._directory.glob("step-*"):
+            if directory not in kept:
+                shutil.rmtree(directory)
 
     def load(self, updater: Updater) -> Progress | None:
         """Put the newest whole checkpoint into the policy and its optimiser; None if there never was one.
 
         Raises:
-            CheckpointError: every checkpoint is damaged. Starting over would be worse than stopping.
+            CheckpointError: every checkpoint is damaged, or the newest whole one is of another model. Starting over
+                would be worse than stopping.
         """
         faults = []
         for directory in reversed(self._all()):
@@ -93,15 +100,24 @@ def _tensors(updater: Updater) -> dict[str, Tensor]:
 
 
 def _restore(updater: Updater, tensors: dict[str, Tensor]) -> None:
+    parameters: dict[str, Tensor] = dict(updater.policy.model.named_parameters())
+    _check_fit(parameters, tensors)
     torch.set_rng_state(tensors[_RANDOM])
     state: dict[int, dict[str, Tensor]] = {}
-    for index, (name, parameter) in enumerate(updater.policy.model.named_parameters()):
+    for index, (name, parameter) in enumerate(parameters.items()):
         with torch.no_grad():
             parameter.copy_(tensors[f"model.{name}"])
         if f"step.{name}" in tensors:
             state[index] = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS}
     groups = updater.optimizer.state_dict()["param_groups"]
     updater.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check_fit(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    ours = {(f"model.{name}", parameter.shape) for name, parameter in parameters.items()}
+    saved = {(name, tensor.shape) for name, tensor in tensors.items() if name.startswith("model.")}
+    if different := sorted({name for name, _ in ours ^ saved}):
+        raise CheckpointError(f"the checkpoint is of another model: {len(different)} tensors differ, {different[:3]}")
 
 
 def _read(directory: Path) -> tuple[Progress, dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from tba_common.delivery import DeadLetters
 from tba_common.kafka import Producer, Reader, Record
 from tba_common.messages import Group, Resumed, Step, Weights
 from tba_common.topics import BATCHES, STEPS, WEIGHTS
-from tba_common.weights import WeightStore
+from tba_common.weights import WeightsError, WeightStore
 
 from services.learner.batches import Batch, BatchAssembler
 from services.learner.checkpoint import CheckpointStore, Progress
@@ -37,7 +37,10 @@ class Diverged(Exception):
 
 
 class Learner:
-    """The state of training. `start`, then `step` until `finished`, then `close`."""
+    """The state of training. `start`, then `step` until `finished`, then `close`.
+
+    Made, it stands where the newest checkpoint left off, and the weights it has loaded are a stored version.
+    """
 
     def __init__(
         self,
@@ -125,13 +128,13 @@ class Learner:
         update = self._updater.update(batch.groups, step)
         self._count_skipped(update, step)
         self._progress = Progress(step, batch.batch_id, self._assembler.resume_offset(self._next_offset))
-        report = self._report(batch, update, self._clock() - began, wait_seconds)
+        # Delivered before it is saved: what a checkpoint covers is never trained again, so never reported again.
+        self._producer.send(STEPS.name, self._report(batch, update, self._clock() - began, wait_seconds))
+        self._producer.flush()
         if step % self._settings.publish_every == 0 or self.finished:
             self._publish()
         if step % self._settings.checkpoint_every == 0:
             self._save()
-        self._producer.send(STEPS.name, report.model_copy(update={"checkpoint_batch_id": self._saved.batch_id}))
-        self._producer.flush()
         self._waiting_since = self._clock()
 
     def _count_skipped(self, update: Update, step: int) -> None:
@@ -174,13 +177,20 @@ class Learner:
         )
 
     def _first_weights(self) -> Weights:
-        """The announcement of the weights that are loaded; published now if no stored version is of this step."""
+        """The announcement of the weights that are loaded: the newest stored version if it holds them, or a new one."""
         stored = self._store.versions()
-        if stored:
-            newest = self._store.announce(self._settings.run_id, stored[-1], self._settings.publish_every)
-            if newest.step == self._progress.step:
-                return newest
+        if stored and self._is_loaded(stored[-1]):
+            return self._store.announce(self._settings.run_id, stored[-1], self._settings.publish_every)
         return self._write_version(stored[-1] + 1 if stored else 0)
+
+    def _is_loaded(self, version: int) -> bool:
+        """Whether a stored version holds the weights that are loaded; the canary tells, where steps are equal."""
+        try:
+            found = self._store.find(version)
+        except WeightsError as error:
+            log.warning("stored version is damaged", extra={"policy_version": version, "reason": str(error)})
+            return False
+        return found.step == self._progress.step and found.canary == self._updater.policy.canary()
 
     def _publish(self) -> None:
         self._weights = self._write_version(self._weights.version + 1)

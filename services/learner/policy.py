@@ -16,6 +16,7 @@ import torch
 from tba_common.weights import Canary
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from services.learner.collate import Rows, pad_rows
 
@@ -39,9 +40,8 @@ class Policy:
         Raises:
             OSError: no such model, or it has no safetensors file.
         """
-        where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else _named(device))
-        reference = load_model(model, where)
-        reference.requires_grad_(False)
+        where = choose_device(device)
+        reference = load_model(model, where).requires_grad_(False)
         return cls(load_model(model, where), reference, AutoTokenizer.from_pretrained(model), where)
 
     @property
@@ -95,7 +95,7 @@ def sequence_logprob(model: Any, rows: Rows) -> Tensor:
     """
     first = int(rows.completion_mask.any(dim=0).int().argmax())
     length = rows.input_ids.shape[1]
-    logits = model(
+    logits: Tensor = model(
         input_ids=rows.input_ids,
         attention_mask=rows.attention_mask,
         logits_to_keep=torch.arange(first - 1, length - 1, device=rows.input_ids.device),
@@ -106,9 +106,16 @@ def sequence_logprob(model: Any, rows: Rows) -> Tensor:
     return chosen.masked_fill(~rows.completion_mask[:, first:], 0.0).sum(-1)
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of this name; `auto` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
 def load_model(model: str | Path, device: torch.device) -> Any:
     """A float32 causal language model without dropout: a log-probability must be a function of the weights."""
-    loaded = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     return loaded.to(device).eval()
@@ -118,7 +125,3 @@ def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
     """Write model and tokenizer as a Hugging Face folder that every engine can load."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-def _named(device: str) -> str:
-    return "cpu" if device == "auto" else device

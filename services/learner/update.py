@@ -7,7 +7,7 @@ A step whose loss or gradient is not finite is not taken, since one would poison
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,41 +41,59 @@ class Update:
 
 
 class Updater:
-    """The policy's optimiser and its schedule."""
+    """The policy's optimiser and its schedule.
+
+    `progress` is called after every micro-batch, so that a long step is not mistaken for a dead process.
+    """
 
     def __init__(
-        self, policy: Policy, *, learning_rate: float, schedule: LearningRateSchedule, token_budget: int
+        self,
+        policy: Policy,
+        *,
+        learning_rate: float,
+        schedule: LearningRateSchedule,
+        token_budget: int,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy = policy
         self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate, weight_decay=0.0)
         self._learning_rate = learning_rate
         self._schedule = schedule
         self._token_budget = token_budget
+        self._progress = progress
 
     def update(self, groups: Sequence[Group], step: int) -> Update:
         """Take optimiser step `step` (1, 2, ...) on a whole batch."""
         learning_rate = self._learning_rate * self._schedule.multiplier(step)
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = learning_rate
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         means = self._backward(groups)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), MAX_GRAD_NORM))
-        finite = math.isfinite(grad_norm) and all(map(math.isfinite, means.values()))
+        finite = math.isfinite(grad_norm) and bool(means.isfinite().all())
         if finite:
             self.optimizer.step()
+        loss, reward, log_z, log_ratio, beta = means.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).tolist()
         return Update(
             skipped=not finite,
-            grad_norm=_finite(grad_norm),
+            loss=loss,
+            reward=reward,
+            log_z=log_z,
+            log_ratio=log_ratio,
+            beta=beta,
+            grad_norm=grad_norm if math.isfinite(grad_norm) else 0.0,
             learning_rate=learning_rate,
             trajectories=sum(len(group.draws) for group in groups),
             tokens=sum(len(draw.token_ids) for group in groups for draw in group.draws),
-            **{name: _finite(value) for name, value in means.items()},
         )
 
-    def _backward(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Accumulate the gradient of the batch's mean loss; return the means of what it was made of."""
+    def _backward(self, groups: Sequence[Group]) -> Tensor:
+        """Accumulate the gradient of the batch's mean loss.
+
+        Returns the means of loss, reward, log Z, log ratio and beta over the draws, [5].
+        """
         draws = sum(len(group.draws) for group in groups)
-        means: dict[str, float] = dict.fromkeys(("loss", "reward", "log_z", "log_ratio", "beta"), 0.0)
+        means = torch.zeros(5, device=self.policy.device)
         for unit in split_batch(
             groups,
             pad_token_id=self.policy.pad_token_id,
@@ -93,11 +111,10 @@ class Updater:
                     log_z=log_z,
                 )
                 share = len(part.row) / draws
-                (result.loss * share).backward()  # type: ignore[no-untyped-call]
-                seen = {"loss": result.loss, "reward": part.reward, "beta": part.beta}
-                seen |= {"log_z": result.log_z, "log_ratio": result.log_ratio}
-                for name, value in seen.items():
-                    means[name] += share * float(value.detach().mean())
+                torch.autograd.backward(share * result.loss)
+                seen = (result.loss, part.reward, result.log_z, result.log_ratio, part.beta)
+                means += share * torch.stack([value.detach().mean() for value in seen])
+                self._progress()
         return means
 
     def _log_z_of_split_group(self, parts: Sequence[MicroBatch]) -> Tensor:
@@ -111,6 +128,3 @@ class Updater:
             group=torch.cat([part.group for part in parts]),
         )[:1]
 
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0

@@ -132,22 +132,10 @@ class World:
         with self.engine.connect() as connection:
             yield connection
 
-    def add_task(self, *, train: int = 4, held_out: int = 0, name: str = "addition", **fields: Any) -> int:
+    def add_task(self, *, train: int = 4, held_out: int = 0, **fields: Any) -> int:
         """Post a task; its prompts are numbered texts."""
-        spec = task(name=name, **fields)
         with self.engine.begin() as connection:
-            row = insert(tasks).values(run_id=RUN, name=name, spec=spec.model_dump(mode="json"))
-            task_id = int(connection.execute(row.returning(tasks.c.task_id)).scalar_one())
-            self.add_prompts(connection, task_id, train, "train")
-            self.add_prompts(connection, task_id, held_out, "eval")
-        return task_id
-
-    @staticmethod
-    def add_prompts(connection: Connection, task_id: int, count: int, split: str) -> None:
-        """Add prompts to a task."""
-        rows = [{"task_id": task_id, "split": split, "text": f"{split} {n}", "reference": str(n)} for n in range(count)]
-        if rows:
-            connection.execute(insert(prompts), rows)
+            return add_task(connection, RUN, train=train, held_out=held_out, **fields)
 
     def settings(self, **changes: Any) -> BufferSettings:
         """Small numbers, so that a test needs few rows."""
@@ -211,6 +199,23 @@ class Running:
         """Make some turns: what one sends, the next reads."""
         for _ in range(count):
             self.buffer.step(self.reader)
+
+
+def add_task(connection: Connection, run_id: str, *, train: int, held_out: int = 0, **fields: Any) -> int:
+    """Insert a task and its prompts."""
+    spec = task(**fields)
+    row = insert(tasks).values(run_id=run_id, name=spec.name, spec=spec.model_dump(mode="json"))
+    task_id = int(connection.execute(row.returning(tasks.c.task_id)).scalar_one())
+    add_prompts(connection, task_id, train, "train")
+    add_prompts(connection, task_id, held_out, "eval")
+    return task_id
+
+
+def add_prompts(connection: Connection, task_id: int, count: int, split: str) -> None:
+    """Add prompts to a task."""
+    rows = [{"task_id": task_id, "split": split, "text": f"{split} {n}", "reference": str(n)} for n in range(count)]
+    if rows:
+        connection.execute(insert(prompts), rows)
 
 
 def task(**fields: Any) -> Task:

@@ -1,30 +1,32 @@
-"""A migrated database per test: the schema is made once and copied."""
+"""A migrated, empty database for each test: the schema is made once and emptied between tests."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import create_engine, text
-from tba_cli.local import postgres
+from sqlalchemy import Engine, NullPool, create_engine, text
 
 from services.buffer.migrations import migrate
+from services.buffer.state_tables import metadata
+from tba_cli.local import postgres
 
 
 @pytest.fixture(scope="session")
-def template(postgres_url: str) -> str:
-    """Name of a migrated database that nobody is connected to."""
-    name = f"template_{uuid.uuid4().hex}"
-    migrate(postgres.create_database(postgres_url, name))
-    return name
+def schema(postgres_url: str) -> Iterator[Engine]:
+    """A database with the newest schema."""
+    url = postgres.create_database(postgres_url, f"schema_{uuid.uuid4().hex}")
+    migrate(url)
+    engine = create_engine(url, poolclass=NullPool)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
-def migrated(postgres_url: str, template: str) -> str:
-    """SQLAlchemy URL of a fresh, migrated database."""
-    name = f"test_{uuid.uuid4().hex}"
-    engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-    engine.dispose()
-    return f"{postgres_url.rpartition('/')[0]}/{name}"
+def migrated(schema: Engine) -> str:
+    """SQLAlchemy URL of a database with the newest schema, without a row, its identities at 1."""
+    tables = ", ".join(metadata.tables)
+    with schema.begin() as connection:
+        connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+    return schema.url.render_as_string(hide_password=False)

@@ -11,7 +11,7 @@ from tba_common import topics
 
 from services.buffer.feed import MAX_ATTEMPTS
 from services.buffer.tables import evaluation_requests, issues, prompts, tasks
-from tests.buffer.world import World, dead_letter
+from tests.buffer.world import World, add_prompts, dead_letter
 
 pytestmark = pytest.mark.integration
 
@@ -47,13 +47,13 @@ def test_a_prompt_is_never_in_flight_twice(world: World) -> None:
 def test_the_least_ordered_prompts_come_first(world: World) -> None:
     task_id = world.add_task(train=2)
     world.announce(0)
-    running = world.open(max_staleness_versions=1, groups_per_batch=2)
+    running = world.open()
     for _ in range(3):
         start = len(world.broker.prompts())
         running.turns(1)
         world.answer_all(start=start)
     with world.engine.begin() as connection:
-        world.add_prompts(connection, task_id, 1, "train")
+        add_prompts(connection, task_id, 1, "train")
     for _ in range(3):
         start = len(world.broker.prompts())
         running.turns(1)
