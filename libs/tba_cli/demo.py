@@ -28,6 +28,7 @@ from tba_cli.report import Curves, Report, write_report
 
 PROMPT_FORMAT: Final = "{a:02d}+{b:02d}="
 HELD_OUT: Final = 600
+START_ACCURACY: Final = 0.55
 TASK: Final = Task(
     name="addition",
     family="math",
@@ -36,9 +37,8 @@ TASK: Final = Task(
     target=Target(beta=0.1),
     evaluate_every_versions=20,
 )
-_LEARNER: Final = {"TBA_LEARNING_RATE": "1e-4", "TBA_LEARNING_RATE_SCHEDULE": "5", "TBA_PUBLISH_EVERY": "2"}
 _BUFFER: Final = {
-    "TBA_GROUPS_PER_BATCH": "16",
+    "TBA_GROUPS_PER_BATCH": "32",
     "TBA_TRAJECTORIES_PER_GROUP": "16",
     "TBA_MIN_TRAJECTORIES_PER_GROUP": "2",
     "TBA_MIN_SIZE": "500",
@@ -52,8 +52,8 @@ class DemoOptions:
     """How long and where. The defaults take a few minutes on two cores."""
 
     directory: Path = Path("runs/demo")
-    steps: int = 120
-    supervised_steps: int = 400
+    steps: int = 300
+    supervised_steps: int = 600  # at most: it ends once it is right often enough
     generators: int = 2
     seed: int = 0
 
@@ -77,13 +77,14 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
         model=str(start),
         run_id="demo",
         generators=options.generators,
-        env={"tba-learner": {**_LEARNER, "TBA_MAX_STEPS": str(options.steps)}, "tba-buffer": _BUFFER},
+        env={"tba-learner": _learner_settings(options.steps), "tba-buffer": _BUFFER},
     )
     console.print("[bold]Starting the platform[/] (logs in", f"{stack_options.directory / 'logs'})")
     with Stack(stack_options) as stack, Client(stack.url) as client:
         processes = [{"name": name, "pid": pid} for name, pid in stack.pids().items()]
         console.print(f"  {len(processes)} processes run; watch them at {stack.url}")
         client.post_task(TASK, [*_prompts(train, "train"), *_prompts(held_out, "eval")])
+        client.evaluate(TASK.name, 0)
         _follow(stack, client, options.steps, console)
         newest = _finish(stack, client, console)
         report, curves = _collect(client, processes, stack.restarts(), newest, began, supervised_seconds)
@@ -91,6 +92,17 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
     write_report(options.directory, report, curves)
     _say(report, options.directory, console)
     return report
+
+
+def _learner_settings(steps: int) -> dict[str, str]:
+    warmup, decay = 10, steps // 2  # the decay settles a small policy on the noise of small batches
+    return {
+        "TBA_MAX_STEPS": str(steps),
+        "TBA_LEARNING_RATE": "5e-5",
+        "TBA_LEARNING_RATE_SCHEDULE": f"{warmup}/{max(steps - warmup - decay, 0)}/{decay}",
+        "TBA_PUBLISH_EVERY": "1",
+        "TBA_CHECKPOINT_EVERY": "20",
+    }
 
 
 def problems(seed: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -113,10 +125,10 @@ def _supervised_start(options: DemoOptions, train: Sequence[tuple[int, int]], co
     lines = ({"text": PROMPT_FORMAT.format(a=a, b=b), "reference": str(a + b)} for a, b in train)
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     tiny, start = options.directory / "tiny", options.directory / "start"
-    console.print(f"[bold]Supervised start[/]: {options.supervised_steps} steps on a tiny policy made from scratch")
+    console.print(f"[bold]Supervised start[/] of a tiny policy, until it is right {START_ACCURACY:.0%} of the time")
     _learner("tiny", "--out", tiny)
-    steps = ("--steps", options.supervised_steps, "--batch", 128)
-    _learner("supervised", "--model", tiny, "--data", data, *steps, "--out", start)
+    bounds = ("--steps", options.supervised_steps, "--batch", 128, "--until-accuracy", START_ACCURACY)
+    _learner("supervised", "--model", tiny, "--data", data, *bounds, "--out", start)
     return start
 
 
@@ -138,7 +150,7 @@ def _follow(stack: Stack, client: Client, steps: int, console: Console) -> None:
             raise DemoError(f"no step for {_STALL_SECONDS:.0f} s after step {step}: {status.waiting_for}")
         if now - shown_at >= 5:
             shown_at = now
-            console.print(_progress(client, status, steps), highlight=False)
+            console.print(_progress(client, status, steps), highlight=False, soft_wrap=True)
         time.sleep(0.5)
 
 
@@ -147,21 +159,23 @@ def _progress(client: Client, status: Status, steps: int) -> str:
     reward = f"{sum(step.reward for step in recent) / len(recent):.2f}" if recent else "-"
     scored = [e for e in client.evaluations(TASK.name) if e.n == e.n_expected and e.accuracy is not None]
     accuracy = f"{scored[-1].accuracy:.1%} (v{scored[-1].policy_version})" if scored else "-"
+    age = status.staleness.mean_versions
+    waits = "" if status.state == "running" else f"  {status.waiting_for}"
     return (
-        f"  step {status.step:>4}/{steps}  version {status.policy_version or 0:>3}  batch reward {reward:>4}  "
-        f"held-out {accuracy:<13}  {status.rates.trajectories_per_second:5.0f} new trajectories/s  {status.waiting_for}"
+        f"  step {status.step:>3}/{steps}  v{status.policy_version or 0:<3}  reward {reward:>4}  "
+        f"held-out {accuracy:<12}  staleness {age or 0:3.1f}  "
+        f"{status.rates.trajectories_per_minute:>6,} trajectories/min{waits}"
     )
 
 
 def _finish(stack: Stack, client: Client, console: Console) -> int:
-    """Stop ordering completions, evaluate the newest version and the first, and let the line run empty."""
+    """Stop ordering completions, evaluate the newest version, and let the line run empty."""
     client.pause(TASK.name)
     newest = client.status().policy_version
     if newest is None:
         raise DemoError("no policy version was ever published")
     console.print(f"[bold]Evaluating[/] version {newest} on {HELD_OUT} held-out problems")
-    for version in (0, newest):
-        client.evaluate(TASK.name, version)
+    client.evaluate(TASK.name, newest)
 
     def done() -> bool:
         complete = {e.policy_version for e in client.evaluations(TASK.name) if e.n == e.n_expected == HELD_OUT}
@@ -195,7 +209,7 @@ def _collect(
         accuracy_after=after,
         held_out_problems=HELD_OUT,
         steps=len(steps),
-        policy_versions=len({t.policy_version for t in client.trajectories(task=TASK.name, limit=200)}),
+        policy_versions=client.generator_versions(TASK.name),
         trajectories=status.ledger.stored,
         duplicates=status.ledger.duplicates,
         dead_letters=status.queues.dead_letters,
@@ -203,7 +217,7 @@ def _collect(
         seconds=round(seconds, 1),
         seconds_of_supervised_start=round(supervised_seconds, 1),
         completions_per_second=round(status.ledger.issued / (seconds - supervised_seconds), 1),
-        ledger=status.ledger.model_dump(exclude={"balanced"}),
+        ledger=status.ledger.model_dump(exclude={"balances"}),
         processes=processes,
         restarts=restarts,
         prompt_format=PROMPT_FORMAT,

@@ -94,6 +94,7 @@ def configure_logging(log_format: Literal["text", "json"]) -> None:
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("kafka").setLevel(logging.WARNING)
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)  # warns of every slow turn of a busy machine
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

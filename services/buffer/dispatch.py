@@ -23,7 +23,6 @@ from services.buffer.pacing import Backlog, Turnaround
 from services.buffer.sampling import Sampler
 
 _RECENT_BATCHES: Final = 32
-_MAX_LAPSES: Final = 6
 
 #: Sends messages to the learner and returns when the broker has them.
 Deliver = Callable[[Iterable[Group]], None]
@@ -51,8 +50,7 @@ class Dispatcher:
         self._turnaround = Turnaround(resend_seconds)
         self._untrained: dict[int, float | None] = {}  # batch_id, ascending: when sent, None if it has to be
         self._next_batch_id = 1
-        self._progress_at = float("-inf")
-        self._lapses = 0  # deadlines that passed since the learner last said anything
+        self._heard_at = float("-inf")  # when the learner last said anything
         self.samples = samples
         self.reason: Reason | None = "not_ready"
         self.staleness: deque[Counter[int]] = deque(maxlen=_RECENT_BATCHES)  # versions behind: trajectories
@@ -69,12 +67,13 @@ class Dispatcher:
             recorded = batches.load_recorded(connection, self._run_id)
         self._untrained = {batch_id: now if sent else None for batch_id, sent in recorded.untrained.items()}
         self._next_batch_id = recorded.next_batch_id
-        self._progress_at = now
+        self._heard_at = now
 
     def reported(self, reports: Iterable[Step | Resumed], now: float) -> None:
         """Take note of what the learner trained, or lost."""
         for report in reports:
-            self._progress_at, self._lapses = now, 0
+            self._heard_at = now
+            self._turnaround.heard()
             sent_at = self._untrained.get(report.batch_id)
             if isinstance(report, Step) and sent_at is not None:
                 self._turnaround.answered(now, now - sent_at)
@@ -112,18 +111,13 @@ class Dispatcher:
                 return
 
     def _give_up_waiting(self, now: float) -> None:
-        """Without a word from the learner for too long, what was sent counts as lost: the broker may forget.
-
-        Each time the wait doubles: a learner that is down for hours must not find hours of repeats.
-        """
+        """Without a word from the learner for too long, what was sent counts as lost: the broker may forget."""
         sent_at = [sent for sent in self._untrained.values() if sent is not None]
-        if not sent_at:
-            return
-        patience = self._turnaround.deadline_seconds() * 2 ** min(self._lapses, _MAX_LAPSES)
-        if now - max(self._progress_at, *sent_at) > patience:
+        patience = self._turnaround.deadline_seconds()
+        if sent_at and now - max(self._heard_at, *sent_at) > patience:
             log.warning("batches overdue", extra={"batches": len(sent_at), "waited_seconds": patience})
             self._untrained = dict.fromkeys(self._untrained)
-            self._lapses += 1
+            self._turnaround.lapsed()
 
     def _record(self, batch_id: int) -> None:
         started = time.perf_counter()

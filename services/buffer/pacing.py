@@ -9,6 +9,7 @@ from typing import Final
 _REMEMBERED: Final = 512
 _RECENT_SECONDS: Final = 30.0
 _PATIENCE: Final = 4.0
+_MAX_LAPSES: Final = 6
 
 
 class Turnaround:
@@ -21,17 +22,28 @@ class Turnaround:
     def __init__(self, shortest_deadline_seconds: float) -> None:
         self._shortest = shortest_deadline_seconds
         self._answers: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # (answered at, took)
+        self._lapses = 0  # times that a deadline passed since anybody was last heard
 
     def answered(self, now: float, took_seconds: float) -> None:
         """Take note of an answer."""
         self._answers.append((now, took_seconds))
+        self.heard()
+
+    def heard(self) -> None:
+        """Somebody is there: patience is short again."""
+        self._lapses = 0
+
+    def lapsed(self) -> None:
+        """A deadline passed and something was sent again.
+
+        Patience doubles each time: who comes back after hours must not find hours of repeats.
+        """
+        self._lapses = min(self._lapses + 1, _MAX_LAPSES)
 
     def deadline_seconds(self) -> float:
         """Return the age at which an order counts as lost: far above what nine in ten took lately."""
-        if not self._answers:
-            return self._shortest
-        slow = sorted(took for _, took in self._answers)[len(self._answers) * 9 // 10]
-        return max(self._shortest, _PATIENCE * slow)
+        slow = sorted(took for _, took in self._answers)[len(self._answers) * 9 // 10] if self._answers else 0.0
+        return max(self._shortest, _PATIENCE * slow) * (1 << self._lapses)
 
     def window(self, now: float, least: int) -> int:
         """Return how many orders in flight keep those who answer busy, with a short queue.

@@ -36,7 +36,7 @@ from services.buffer.status import PerMinute, Status, merged, save_status
 
 _POLL_SECONDS: Final = 0.05
 _POLL_RECORDS: Final = 64  # about a thousand trajectories in a transaction
-_SECOND: Final = 1.0
+_STATUS_SECONDS: Final = 1.0
 _STANDBY_SECONDS: Final = 0.5
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ class Buffer:
         )
         self._arrivals, self._steps = PerMinute(), PerMinute()
         self._outcomes: Counter[str] = Counter()
-        self._second_at = now = clock()
+        self._said_at = float("-inf")
+        now = clock()
         self._feed.load(now)
         self._dispatcher.load(now)
         log.info("buffer loaded", extra={"trajectories": self._index.size, "policy_version": run.state.version})
@@ -110,8 +111,8 @@ class Buffer:
         self._dispatcher.turn(now, inserts=self._inserts, trainable=self._feed.trainable, tasks=self._feed.tasks)
         self._count("expired", self._feed.turn(now, self._credits()))
         self._reaper.turn(now)
-        if now - self._second_at >= _SECOND:
-            self._second_at = now
+        if now - self._said_at >= _STATUS_SECONDS:
+            self._said_at = now
             self._say(now)
 
     def _take_in(self, records: Sequence[Record], now: float) -> None:

@@ -25,6 +25,7 @@ def main() -> None:
             out=arguments.out,
             steps=arguments.steps,
             batch=arguments.batch,
+            until_accuracy=arguments.until_accuracy,
             learning_rate=arguments.learning_rate,
             seed=arguments.seed,
         )
@@ -43,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     supervised.add_argument("--out", type=Path, required=True)
     supervised.add_argument("--steps", type=int, default=400)
     supervised.add_argument("--batch", type=int, default=128)
+    supervised.add_argument(
+        "--until-accuracy", type=float, default=1.0, help="end early at this share of held-out pairs right, greedily"
+    )
     supervised.add_argument("--learning-rate", type=float, default=1e-3)
     supervised.add_argument("--seed", type=int, default=0)
     return parser
@@ -68,6 +72,7 @@ def _run() -> None:
             learning_rate=settings.learning_rate,
             schedule=LearningRateSchedule.parse(settings.learning_rate_schedule),
             token_budget=settings.micro_batch_tokens,
+            progress=life.beat,
         )
         producer = Producer(settings.kafka_servers, settings.run_id)
         learner = Learner(settings, updater, producer, DeadLetters(producer, settings.run_id, "tba-learner"))

@@ -14,9 +14,7 @@ from torch.nn.functional import logsigmoid
 from services.learner.objective import group_mean
 
 
-def dr_grpo(
-    logprob: Tensor, behaviour_logprob: Tensor, *, reward: Tensor, group: Tensor, clip: float = 0.2
-) -> Tensor:
+def dr_grpo(logprob: Tensor, behaviour_logprob: Tensor, *, reward: Tensor, group: Tensor, clip: float = 0.2) -> Tensor:
     """Dr. GRPO (arXiv:2503.20783): the group mean as baseline, no division by deviation or length.
 
     PPO's clipped surrogate with one importance ratio per sequence in place of one per token. Where the policy
@@ -76,10 +74,10 @@ def online_dpo(logprob: Tensor, ref_logprob: Tensor, *, reward: Tensor, beta: Te
     Returns:
         Scalar loss, a mean over the groups with a preference; 0 if there are none.
     """
+    members = [torch.nonzero(group == g).squeeze(1) for g in sorted(set(group.tolist()))]
+    best = torch.stack([m[reward[m].argmax()] for m in members])  # [groups]
+    worst = torch.stack([m[reward[m].argmin()] for m in members])  # [groups]
     log_ratio = logprob - ref_logprob.detach()
-    losses = [0 * log_ratio.sum()]
-    for members in (torch.nonzero(group == g).squeeze(1) for g in group.unique()):
-        best, worst = members[reward[members].argmax()], members[reward[members].argmin()]
-        if reward[best] > reward[worst]:
-            losses.append(-logsigmoid(beta[best] * (log_ratio[best] - log_ratio[worst])))
-    return torch.stack(losses).sum() / max(len(losses) - 1, 1)
+    losses = -logsigmoid(beta[best] * (log_ratio[best] - log_ratio[worst]))
+    prefers = reward[best] > reward[worst]
+    return (losses * prefers).sum() / prefers.sum().clamp(min=1)

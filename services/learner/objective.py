@@ -41,7 +41,8 @@ def trajectory_balance(
         reward: [trajectories] float32.
         beta: [trajectories] float32, above 0; each group its own.
         group: [trajectories] int64 in 0 .. groups-1; equal where the prompt is shared.
-        log_z: the estimate to use where a group is not here as a whole (`estimate_log_z` of all of it).
+        log_z: [trajectories] or [1], the estimate to use where a group is not here as a whole (`estimate_log_z`
+            of all of it).
     """
     log_ratio = logprob - ref_logprob.detach()
     target = reward / beta
@@ -62,8 +63,13 @@ def estimate_log_z(log_ratio: Tensor, *, reward: Tensor, beta: Tensor, group: Te
 
 
 def group_mean(value: Tensor, group: Tensor) -> Tensor:
-    """The mean over each element's group, [trajectories] -> [trajectories]."""
-    groups = int(group.max()) + 1
-    total = torch.zeros(groups, dtype=value.dtype, device=value.device).index_add(0, group, value)
-    count = torch.zeros_like(total).index_add(0, group, torch.ones_like(value))
-    return (total / count)[group]
+    """The mean over each element's group, [trajectories] -> [trajectories].
+
+    Summed in float64, so that equal values have exactly their value as mean: a group that says nothing gives a
+    gradient of exactly zero, where rounding would be a direction that Adam blows up to a full step.
+    """
+    total = torch.zeros(int(group.max()) + 1, dtype=torch.float64, device=value.device)
+    count = torch.zeros_like(total)
+    total.index_add_(0, group, value.double())
+    count.index_add_(0, group, torch.ones_like(value, dtype=torch.float64))
+    return (total / count)[group].to(value.dtype)

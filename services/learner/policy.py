@@ -20,6 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from services.learner.collate import Rows, pad_rows
 
+# This is the door to transformers, and its bars are not for a service's log.
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
 #: Short texts whose log-probabilities tell a generator whether it really runs the weights it loaded.
 CANARY_TEXTS: Final = ("12+34=46", "The capital of France is Paris.", "def add(a, b): return a + b")
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from services.learner.collate import Rows, pad_rows
-from services.learner.policy import load_model, save_model, sequence_logprob
+from services.learner.policy import choose_device, load_model, save_model, sequence_logprob
 
 Pair = tuple[list[int], list[int]]  # prompt ids, completion ids that end in EOS
 
@@ -38,7 +38,7 @@ class Outcome:
 
 def train(
     *,
-    model: Path,
+    model: str | Path,
     data: Path,
     out: Path,
     steps: int,
@@ -53,10 +53,12 @@ def train(
     Ends after `steps` steps of `batch` pairs, or once accuracy reaches `until_accuracy`. Same seed, same weights.
 
     Raises:
-        ValueError: a line without text and reference, or too few of them.
+        ValueError: a line without text and reference, or too few of them; no step, or no pair in one.
     """
+    if steps < 1 or batch < 1:
+        raise ValueError(f"expected one step and one pair a step, or more, got {steps} and {batch}")
     torch.manual_seed(seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = load_model(model, device)
     pairs = _read(data, tokenizer)
@@ -91,7 +93,7 @@ def greedy_accuracy(policy: Any, rows: Rows) -> float:
 def _step(policy: Any, optimizer: torch.optim.Optimizer, rows: Rows) -> float:
     loss = -sequence_logprob(policy, rows).sum() / rows.completion_mask.sum()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())

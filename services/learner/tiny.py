@@ -7,7 +7,7 @@ model goes through.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -21,14 +21,18 @@ UNKNOWN: Final = "<unk>"
 #: Printable ASCII and the newline, one token each.
 CHARACTERS: Final = "\n" + "".join(map(chr, range(32, 127)))
 
+# Their constructors carry no types.
+_Llama: Final[Any] = LlamaForCausalLM
+_Tokenizer: Final[Any] = PreTrainedTokenizerFast
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+
+def tiny_tokenizer() -> Any:
     """One token per character, and no token that is not in the text: no BOS, no EOS added."""
     vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNKNOWN, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    return _Tokenizer(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=EOS,
@@ -39,7 +43,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaForCausalLM:
+def tiny_model(tokenizer: Any, *, seed: int = 0) -> Any:
     """Four layers of width 128 with random weights, the same for the same seed."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -56,7 +60,7 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> LlamaFor
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config).eval()
+    return _Llama(config).eval()
 
 
 def write_tiny(directory: Path, *, seed: int = 0) -> int:

@@ -127,4 +127,3 @@ class Updater:
             beta=torch.cat([part.beta for part in parts]),
             group=torch.cat([part.group for part in parts]),
         )[:1]
-

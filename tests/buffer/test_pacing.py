@@ -29,6 +29,17 @@ def test_a_few_very_slow_answers_do_not_move_the_deadline() -> None:
     assert pace.deadline_seconds() == 60.0
 
 
+def test_patience_doubles_while_nobody_is_heard_and_is_short_again_after_a_word() -> None:
+    pace = Turnaround(60.0)
+    waits = []
+    for _ in range(8):
+        pace.lapsed()
+        waits.append(pace.deadline_seconds())
+    assert waits == [120, 240, 480, 960, 1_920, 3_840, 3_840, 3_840]
+    pace.heard()
+    assert pace.deadline_seconds() == 60.0
+
+
 def test_the_window_starts_small_and_holds_half_a_minute_of_work() -> None:
     assert Turnaround(60.0).window(0.0, least=64) == 64
     assert turnaround(answers=300, took=2.0).window(30.0, least=64) == 300

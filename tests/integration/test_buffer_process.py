@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from sqlalchemy import Engine, create_engine, func, select
@@ -167,11 +167,11 @@ def test_a_standby_takes_over_from_a_dead_buffer(
     processes.pop(active).kill()
     standby = next(iter(processes.values()))
     until(others, partial(others.has_trained, others.trained + 4))
+    until(others, lambda: status(engine)["epoch"] == 2)
     assert standby.poll() is None
     assert holder(engine) == standby.pid
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:  # it is at work
         assert check(connection, run_id) == []
-        assert connection.execute(select(runs.c.status)).scalar_one()["epoch"] == 2
 
 
 def holder(engine: Engine) -> int:
@@ -179,3 +179,9 @@ def holder(engine: Engine) -> int:
     with engine.connect() as connection:
         owner = connection.execute(select(leases.c.owner)).scalar_one()
     return int(owner.split("/")[1])
+
+
+def status(engine: Engine) -> dict[str, Any]:
+    """What the buffer last said of itself."""
+    with engine.connect() as connection:
+        return dict(connection.execute(select(runs.c.status)).scalar_one())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import signal
 import threading
 import time
@@ -29,8 +30,9 @@ RUN: Final = "outage"
 
 
 @pytest.fixture
-def own_broker() -> Iterator[list[Broker]]:
+def own_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Broker]]:
     """A broker to maltreat, alone in a list so that a test can put its successor in its place."""
+    monkeypatch.setattr(logging.getLogger("kafka"), "propagate", False)  # captured errors would keep the sockets
     place = [kafka_broker.start()]
     yield place
     place[0].process.send_signal(signal.SIGCONT)

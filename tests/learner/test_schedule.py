@@ -1,0 +1,64 @@
+"""The schedules, against the values that the paper's runs had."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from tba_common.tasks import Target
+
+from services.learner.schedule import LearningRateSchedule, beta_at
+
+
+@pytest.mark.parametrize(
+    ("step", "beta"), [(1, 0.0140), (250, 0.00902), (499, 0.00404), (500, 0.004), (501, 0.004), (700, 0.004)]
+)
+def test_beta_of_the_gsm8k_run(step: int, beta: float) -> None:
+    target = Target(beta=0.004, beta_start=0.014, anneal_steps=500)
+    assert beta_at(target, step - 1) == pytest.approx(beta, rel=1e-3)
+
+
+@pytest.mark.parametrize(("step", "beta"), [(1, 1.0), (31, 0.7773), (65, 0.525), (128, 0.05)])
+def test_beta_of_the_summarisation_run_before_its_jump(step: int, beta: float) -> None:
+    target = Target(beta=0.05, beta_start=1.0, anneal_steps=128)
+    assert beta_at(target, step - 1) == pytest.approx(beta, rel=1e-4)
+
+
+def test_beta_is_exactly_its_end_value_from_the_last_annealing_step_on() -> None:
+    target = Target(beta=0.004, beta_start=0.014, anneal_steps=500)
+    assert {beta_at(target, task_step) for task_step in (499, 500, 10_000)} == {0.004}
+
+
+@pytest.mark.parametrize(
+    "target", [Target(beta=0.05), Target(beta=0.05, beta_start=1.0), Target(beta=0.05, anneal_steps=9)]
+)
+def test_beta_is_constant_without_a_start_or_without_steps(target: Target) -> None:
+    assert {beta_at(target, task_step) for task_step in range(20)} == {0.05}
+
+
+@pytest.mark.parametrize(
+    ("step", "multiplier"),
+    [(1, 0.02), (25, 0.5), (50, 1.0), (51, 1.0), (400, 1.0), (700, 0.5), (1000, 0.0), (1200, 0.0)],
+)
+def test_learning_rate_of_the_gsm8k_run(step: int, multiplier: float) -> None:
+    assert LearningRateSchedule.parse("50/350/600").multiplier(step) == pytest.approx(multiplier, abs=1e-12)
+
+
+def test_the_decay_is_half_a_cosine() -> None:
+    quarter = LearningRateSchedule(warmup=0, stable=0, decay=100).multiplier(25)
+    assert quarter == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_a_warm_up_alone_never_decays() -> None:
+    schedule = LearningRateSchedule.parse("10")
+    assert [schedule.multiplier(step) for step in (1, 5, 10, 11, 100_000)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+
+
+def test_no_warm_up_starts_at_the_peak() -> None:
+    assert LearningRateSchedule.parse("0").multiplier(1) == 1.0
+
+
+@pytest.mark.parametrize("text", ["", "50/350", "50/350/600/1", "fifty", "-1", "1.5", "50//600"])
+def test_an_unreadable_schedule_says_what_was_expected(text: str) -> None:
+    with pytest.raises(ValueError, match="expected 'warmup' or 'warmup/stable/decay'"):
+        LearningRateSchedule.parse(text)
