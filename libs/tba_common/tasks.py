@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Family = Literal["math", "preference", "redteam"]
 
@@ -25,17 +25,15 @@ class Frozen(BaseModel):
 
 
 class ScorerTerm(Frozen):
-    """One term of a reward: `weight * score`, the score computed by `scorer` with its `options`."""
+    """One term of a reward: `weight * score`, the score computed by `scorer` with its `options`.
+
+    Whether the scorer exists is asked where tasks are posted: a process that is older than a scorer must still
+    be able to read and pass on what names it.
+    """
 
     scorer: str = Field(examples=["verifier"])
     weight: float = Field(default=1.0, ge=-1_000, le=1_000)
     options: dict[str, Any] = Field(default_factory=dict, examples=[{"match": "exact"}])
-
-    @model_validator(mode="after")
-    def _scorer_exists(self) -> ScorerTerm:
-        if self.scorer not in SCORERS:
-            raise ValueError(f"unknown scorer {self.scorer!r}: expected one of {', '.join(SCORERS)}")
-        return self
 
 
 class Exploration(Frozen):
@@ -123,11 +121,17 @@ class Task(Frozen):
     )
     evaluate_every_versions: int = Field(default=0, ge=0, description="0: only when asked")
 
-    @model_validator(mode="after")
-    def _trainable(self) -> Task:
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature must be above 0 to train; evaluation is greedy by itself")
-        scorers = [term.scorer for term in self.reward]
+    @field_validator("sampling")
+    @classmethod
+    def _explores(cls, sampling: Sampling) -> Sampling:
+        if sampling.temperature == 0:
+            raise ValueError("temperature expected above 0 to train, got 0; evaluation is greedy by itself")
+        return sampling
+
+    @field_validator("reward")
+    @classmethod
+    def _scorers_differ(cls, reward: tuple[ScorerTerm, ...]) -> tuple[ScorerTerm, ...]:
+        scorers = [term.scorer for term in reward]
         if len(set(scorers)) != len(scorers):
-            raise ValueError(f"each scorer may appear once in a reward, got {scorers}")
-        return self
+            raise ValueError(f"each scorer expected once in a reward, got {scorers}")
+        return reward

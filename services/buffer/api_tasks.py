@@ -32,7 +32,7 @@ Name = Annotated[TaskName, Path(description="the task's name")]
 
 
 class PostedTerm(ScorerTerm):
-    """A scorer term whose unknown scorer is reported at the field itself."""
+    """A scorer term of a new task: its scorer must exist."""
 
     @field_validator("scorer")
     @classmethod

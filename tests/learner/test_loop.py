@@ -122,8 +122,8 @@ def test_a_report_counts_how_far_each_trajectory_lay_behind_the_policy(world: Wo
 def test_versions_come_every_few_steps_and_each_is_announced(world: World) -> None:
     post(world, 1, 2, 3, 4, 5)
     world.start(publish_every=2).train(5)
-    assert world.broker.announced == [(0, 0), (1, 2)]  # the last is sent and not yet acknowledged
-    assert [m.version for _, m, _ in world.broker.waiting if isinstance(m, Weights)] == [2]
+    assert world.broker.announced == [(0, 0), (1, 2), (2, 4)]
+    assert [step.policy_version for step in world.broker.steps] == [0, 0, 1, 1, 2]
     assert world.store.find(2).step == 4
 
 

@@ -33,9 +33,7 @@ def cpu_seconds() -> float:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("--help", "train batches from the buffer"),
-        ("run --help", "run"),
-        ("tiny --help", "--seed"),
+        ("--help", "the process tba-learner"),
         ("supervised --help", "--until-accuracy"),
     ],
 )

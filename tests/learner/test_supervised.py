@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +49,7 @@ def test_it_learns_the_answer_and_the_end_and_stops_there(model: Path, tmp_path:
     outcome = run(model, data, tmp_path / "out", steps=200, until_accuracy=1.0, learning_rate=3e-2, report=said.append)
     assert outcome.accuracy == 1.0
     assert outcome.steps < 200
-    assert outcome.loss < 1.0
+    assert outcome.loss < math.log(99)  # that of a uniform guess
     assert f"supervised step {outcome.steps}/200" in said[-1]
 
 
@@ -78,7 +79,7 @@ def test_the_held_out_pairs_are_never_trained_on(model: Path, tmp_path: Path) ->
     ("content", "message"),
     [
         ([json.dumps({"text": "1="})], r"data.jsonl:1: expected an object with strings 'text' and 'reference'"),
-        (lines(2) + [json.dumps({"text": "1=", "reference": 7})], r"data.jsonl:3: expected an object"),
+        ([*lines(2), json.dumps({"text": "1=", "reference": 7})], r"data.jsonl:3: expected an object"),
         (lines(HELD_OUT), rf"expected more than {HELD_OUT} pairs, which are held out, got {HELD_OUT}"),
     ],
 )
