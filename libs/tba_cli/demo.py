@@ -37,12 +37,7 @@ TASK: Final = Task(
     target=Target(beta=0.1),
     evaluate_every_versions=20,
 )
-_BUFFER: Final = {
-    "TBA_GROUPS_PER_BATCH": "32",
-    "TBA_TRAJECTORIES_PER_GROUP": "16",
-    "TBA_MIN_TRAJECTORIES_PER_GROUP": "2",
-    "TBA_MIN_SIZE": "500",
-}
+_BUFFER: Final = {"TBA_GROUPS_PER_BATCH": "32"}
 _STALL_SECONDS: Final = 120.0
 _EVALUATION_SECONDS: Final = 120.0
 
@@ -80,7 +75,7 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
         env={"tba-learner": _learner_settings(options.steps), "tba-buffer": _BUFFER},
     )
     console.print("[bold]Starting the platform[/] (logs in", f"{stack_options.directory / 'logs'})")
-    with Stack(stack_options) as stack, Client(stack.url) as client:
+    with Stack(stack_options) as stack, Client(stack.url, attempts=9) as client:
         processes = [{"name": name, "pid": pid} for name, pid in stack.pids().items()]
         console.print(f"  {len(processes)} processes run; watch them at {stack.url}")
         client.post_task(TASK, [*_prompts(train, "train"), *_prompts(held_out, "eval")])

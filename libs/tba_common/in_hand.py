@@ -95,10 +95,12 @@ class InHand:
         with self._changed:
             self._watermark.committed(offsets)
 
-    def forget(self, partitions: Collection[int]) -> None:
-        """Drop everything of partitions that are no longer ours, or whose log starts anew."""
+    def keep(self, partitions: Collection[int]) -> None:
+        """Drop everything of all other partitions: no longer ours, or their log starts anew."""
         with self._changed:
-            self._forget(partitions)
+            others = self._watermark.partitions() - set(partitions)
+            if others:
+                self._forget(others)
 
     def fail(self, failure: BaseException) -> None:
         """Let `take` raise this from now on."""

@@ -55,7 +55,7 @@ class Consumer:
         self._logs = LogWatch(self._client)
         self._watchdog = Watchdog(self._client, in_group=settings.sharing == "group")
         if settings.sharing == "group":
-            self._client.subscribe([topic], listener=_Rebalance(self._give_back, self._forget))
+            self._client.subscribe([topic], listener=_Rebalance(self._commit_before_they_go))
         else:
             self._client.assign(_static_share(partitions, index, count))
         self._thread = threading.Thread(target=self._poll_until_closed, name=f"poll-{topic}", daemon=True)
@@ -94,7 +94,7 @@ class Consumer:
         self._pause_or_resume()
         polled = self._client.poll(timeout_ms=_POLL_MS)
         self._in_hand.accept(records_of(polled), self._run_id)
-        self._forget(self._logs.rewind_lost())
+        self._in_hand.keep({tp.partition for tp in self._client.assignment() - self._logs.rewind_lost()})
         now = time.monotonic()
         self._watchdog.look(now, got_records=bool(polled))
         if self._in_hand.seconds_without_progress(now) > _WORK_PATIENCE_SECONDS:
@@ -123,8 +123,8 @@ class Consumer:
             self._commit_worked_at = time.monotonic()
         self._commit_at = time.monotonic() + _COMMIT_SECONDS
 
-    async def _give_back(self, partitions: Collection[TopicPartition]) -> None:
-        """Commit what is done of partitions that move to another member, then forget them."""
+    async def _commit_before_they_go(self, partitions: Collection[TopicPartition]) -> None:
+        """Commit what is done of partitions that move to another member, so that it need not repeat it."""
         leaving = {tp.partition for tp in partitions}
         offsets = {p: offset for p, offset in self._in_hand.committable().items() if p in leaving}
         try:
@@ -132,10 +132,6 @@ class Consumer:
                 await self._client.commit_async(self._kafka_offsets(offsets))
         except KafkaError as error:
             log.info("gave back partitions with work uncommitted", extra={"error": repr(error)})
-        self._forget(partitions)
-
-    def _forget(self, partitions: Collection[TopicPartition]) -> None:
-        self._in_hand.forget({tp.partition for tp in partitions})
 
     def _kafka_offsets(self, offsets: Mapping[int, int]) -> dict[TopicPartition, OffsetAndMetadata]:
         return {TopicPartition(self._topic, p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
@@ -151,19 +147,14 @@ def _static_share(partitions: Sequence[TopicPartition], index: int, count: int) 
 class _Rebalance(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is untyped
     """Called on the client's I/O thread, where nothing may block: hence the asynchronous kind."""
 
-    def __init__(
-        self,
-        give_back: Callable[[Collection[TopicPartition]], Awaitable[None]],
-        forget: Callable[[Collection[TopicPartition]], None],
-    ) -> None:
-        self._give_back = give_back
-        self._forget = forget
+    def __init__(self, on_revoked: Callable[[Collection[TopicPartition]], Awaitable[None]]) -> None:
+        self._on_revoked = on_revoked
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        await self._give_back(revoked)
+        await self._on_revoked(revoked)
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         log.info("partitions assigned", extra={"partitions": sorted(tp.partition for tp in assigned)})
 
     async def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
-        self._forget(lost)
+        log.info("partitions lost", extra={"partitions": sorted(tp.partition for tp in lost)})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
@@ -62,22 +62,17 @@ class LogWatch:
         A new leader's high watermark may lag for a moment, so the end is asked for as well: what ListOffsets
         answers never goes back (KIP-207).
         """
-        suspects = {}
-        for tp in partitions:
-            position, end = self._client.position(tp, timeout_ms=0), self._client.highwater(tp)
-            if position is None or end is None:
-                continue  # nothing fetched yet
-            if position <= end:
-                self._trusted.add(tp)
-            else:
-                suspects[tp] = position
+        fetched = [tp for tp in partitions if self._client.highwater(tp) is not None]
+        positions = _positions(self._client, fetched)
+        suspects = {tp: at for tp, at in positions.items() if at > self._client.highwater(tp)}
+        self._trusted |= positions.keys() - suspects.keys()
         if not suspects:
             return set()
         try:
             ends = self._client.end_offsets(list(suspects), timeout_ms=_ASK_MS)
         except KafkaError:
             return set()  # the broker is away, or elects a leader: look again later
-        return {tp for tp, position in suspects.items() if ends[tp] < position}
+        return {tp for tp, at in suspects.items() if at > ends[tp]}
 
 
 class Watchdog:
@@ -116,12 +111,17 @@ class Watchdog:
             log.warning("Kafka does not answer", extra={"seconds": round(now - self._reached_at)})
             return
         self._reached_at = now
-        positions = {tp: self._client.position(tp, timeout_ms=0) for tp in partitions}
-        behind = {tp: at for tp, at in positions.items() if at is not None and at < ends[tp]}
+        behind = {tp: at for tp, at in _positions(self._client, partitions).items() if at < ends[tp]}
         stuck = [tp for tp, at in behind.items() if self._behind.get(tp) == at]
         if stuck:
             raise BrokerError(f"records wait but do not arrive: {', '.join(map(_name, stuck))}")
         self._behind = behind
+
+
+def _positions(client: KafkaConsumer, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The next offset to fetch, of the partitions where that is settled."""
+    positions = {tp: client.position(tp, timeout_ms=0) for tp in partitions}
+    return {tp: position for tp, position in positions.items() if position is not None}
 
 
 def _name(partition: TopicPartition) -> str:

@@ -27,6 +27,10 @@ class Watermark:
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
 
+    def partitions(self) -> set[int]:
+        """Those held: something was delivered of them, and they were not lost."""
+        return set(self._partitions)
+
     def position(self, partition: int) -> int:
         """One past the newest offset delivered; 0 when the partition is not held."""
         held = self._partitions.get(partition)

@@ -45,7 +45,7 @@ def restore(connection: Connection, settings: BufferSettings) -> Restored:
     state = load_state(connection, run_id)
     index = Index(
         capacity=settings.capacity_per_prompt,
-        fewest=settings.fewest_trajectories,
+        fewest=settings.min_trajectories_per_group,
         max_staleness=settings.max_staleness_versions,
     )
     law = Law(

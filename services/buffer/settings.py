@@ -33,10 +33,11 @@ class BufferSettings(ServiceSettings):
         description="trajectories drawn per prompt (K); too few estimate log Z badly, too many make prompts wait",
     )
     min_trajectories_per_group: int = Field(
-        default=0,
-        ge=0,
-        description="distinct trajectories a prompt needs before it is drawn, 0 for all K; with K, a policy that has "
-        "become sure of its answers never has enough different ones and the learner waits for ever",
+        default=2,
+        ge=1,
+        description="distinct trajectories a prompt needs before it is drawn (Kmin); with K, a policy that has become "
+        "sure of its answers never has enough different ones and the learner waits for ever; with 1, groups without "
+        "a gradient are trained on",
     )
     most_on_policy_probability: float = Field(
         default=0.5,
@@ -79,14 +80,9 @@ class BufferSettings(ServiceSettings):
         "that is still being done, too long idles after a crash",
     )
 
-    @property
-    def fewest_trajectories(self) -> int:
-        """Distinct trajectories that make a prompt ready to be drawn (Kmin)."""
-        return self.min_trajectories_per_group or self.trajectories_per_group
-
     @model_validator(mode="after")
     def _a_group_can_be_filled(self) -> Self:
-        kmin, k, c = self.fewest_trajectories, self.trajectories_per_group, self.capacity_per_prompt
+        kmin, k, c = self.min_trajectories_per_group, self.trajectories_per_group, self.capacity_per_prompt
         if not kmin <= k <= c:
             raise ValueError(
                 "expected TBA_MIN_TRAJECTORIES_PER_GROUP <= TBA_TRAJECTORIES_PER_GROUP <= TBA_CAPACITY_PER_PROMPT,"

@@ -8,9 +8,8 @@ from pydantic import ValidationError
 from services.buffer.settings import BufferSettings
 
 
-def test_defaults_run_and_k_distinct_trajectories_are_wanted() -> None:
-    assert BufferSettings(min_trajectories_per_group=0).fewest_trajectories == 16
-    assert BufferSettings(min_trajectories_per_group=4).fewest_trajectories == 4
+def test_by_default_two_different_answers_make_a_group() -> None:
+    assert BufferSettings().min_trajectories_per_group == 2
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,11 @@ def test_a_failure_of_the_poller_reaches_whoever_takes() -> None:
         hand.take(1, 30.0)
 
 
-def test_nothing_of_a_forgotten_partition_is_handed_out_or_committed() -> None:
+def test_nothing_of_a_partition_that_is_not_kept_is_handed_out_or_committed() -> None:
     hand = InHand(4)
     hand.accept([record(0), record(0, partition=1), record(1)], RUN)
     (taken,) = hand.take(1, 0)
-    hand.forget({0})
+    hand.keep({1})
     hand.done(taken)
     assert [item.partition for item in hand.take(4, 0)] == [1]
     assert hand.committable() == {}
@@ -116,7 +116,7 @@ def test_a_log_that_starts_anew_is_read_although_its_offsets_were_seen_before() 
 def test_a_late_ack_for_a_lost_log_does_not_finish_the_record_that_now_has_its_offset() -> None:
     hand = filled(4, 0)
     (old,) = hand.take(1, 0)
-    hand.forget({0})
+    hand.keep(set())
     hand.accept(records(0), RUN)
     hand.take(1, 0)
     hand.done(old)

@@ -31,11 +31,10 @@ def test_a_task_needs_only_a_name_and_a_reward() -> None:
         ({"name": "a" * 64}, "name", "String should match pattern"),
         ({"family": "cooking"}, "family", "Input should be 'math', 'preference' or 'redteam'"),
         ({"reward": []}, "reward", "at least 1 item"),
-        ({"reward": [{"scorer": "oracle"}]}, "reward.0", "unknown scorer 'oracle': expected one of verifier"),
-        ({"reward": [VERIFIER, VERIFIER]}, "", "each scorer may appear once in a reward, got ['verifier', 'verifier']"),
+        ({"reward": [VERIFIER, VERIFIER]}, "reward", "each scorer expected once in a reward, got"),
         ({"reward": [VERIFIER | {"weight": 1e9}]}, "reward.0.weight", "less than or equal to 1000"),
         ({"reward": [VERIFIER | {"weight": float("nan")}]}, "reward.0.weight", "finite number"),
-        ({"sampling": {"temperature": 0}}, "", "sampling.temperature must be above 0 to train"),
+        ({"sampling": {"temperature": 0}}, "sampling", "temperature expected above 0 to train, got 0"),
         ({"sampling": {"completions": 0}}, "sampling.completions", "greater than or equal to 1"),
         ({"sampling": {"max_new_tokens": 40_000}}, "sampling.max_new_tokens", "less than or equal to 32768"),
         ({"target": {"beta": 0}}, "target.beta", "greater than 0"),
@@ -79,3 +78,7 @@ def test_a_wrong_prompt_is_refused_by_field(fields: dict[str, Any], where: str) 
     with pytest.raises(ValidationError) as caught:
         PromptSpec.model_validate(fields)
     assert first_error(caught.value)[0] == where
+
+
+def test_a_reader_passes_on_a_scorer_that_is_newer_than_itself() -> None:
+    assert task(reward=[{"scorer": "oracle"}]).reward[0].scorer == "oracle"

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from services.learner.policy import Policy
 from services.learner.schedule import LearningRateSchedule
 from services.learner.update import Updater
-from tests.learner.small_policy import write_small
+from tests.learner.small_policy import load_small, write_small
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """On tensors of a few hundred numbers two threads wait for each other longer than they compute."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +35,7 @@ def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def policy(model: Path) -> Policy:
-    return Policy.load(str(model), device="cpu")
+    return load_small(model)
 
 
 @pytest.fixture
@@ -41,6 +48,6 @@ def make_updater(model: Path) -> Callable[..., Updater]:
             "schedule": LearningRateSchedule(warmup=0),
             "token_budget": 4096,
         } | changes
-        return Updater(Policy.load(str(folder), device="cpu"), **options)
+        return Updater(load_small(folder), **options)
 
     return make

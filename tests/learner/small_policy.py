@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from services.learner.policy import save_model
+from services.learner.policy import Policy, save_model
 from services.learner.tiny import tiny_tokenizer
 
 PAD: Final = 0
@@ -22,7 +25,7 @@ def write_small(directory: Path, *, seed: int = 0, tied: bool = False) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=64,
@@ -36,3 +39,14 @@ def write_small(directory: Path, *, seed: int = 0, tied: bool = False) -> Path:
     llama: Any = LlamaForCausalLM
     save_model(llama(config), tokenizer, directory)
     return directory
+
+
+def load_small(directory: Path) -> Policy:
+    """A policy of one's own; the folder is read once, for that takes longer than several steps."""
+    loaded = _read(directory)
+    return replace(loaded, model=copy.deepcopy(loaded.model))
+
+
+@functools.cache
+def _read(directory: Path) -> Policy:
+    return Policy.load(str(directory), device="cpu")
