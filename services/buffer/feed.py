@@ -101,7 +101,8 @@ class Feed:
             texts = orders.find_texts(connection, [issue.prompt_id for issue in again])
         fields = {"purpose": purpose, "again": len(again), "given_up": len(given_up), "deadline_seconds": deadline}
         log.warning("orders overdue", extra=fields)
-        self._turnaround[purpose].lapsed()
+        if again:  # what nobody wants any more says nothing about who is there
+            self._turnaround[purpose].lapsed()
         self._send_all([(issue, texts[issue.prompt_id]) for issue in again], now)
         return sum(issue.completions for issue in given_up)
 

@@ -9,6 +9,7 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import ConsumerGroupMetadata, MemberState
+from tba_common import kafka_client
 from tba_common.codec import BadMessage
 from tba_common.kafka import BrokerError, Record
 from tba_common.kafka_watch import LogWatch, Watchdog
@@ -69,6 +70,12 @@ def test_a_record_belongs_to_the_run_of_its_header() -> None:
     record = Record("tba.prompts", 0, 0, None, b"", {"run": b"main"})
     assert record.belongs_to("main")
     assert not record.belongs_to("other")
+
+
+def test_a_missing_crc32c_is_warned_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    kafka_client._warn_without_crc32c.__wrapped__()
+    assert "crc32c is missing" in caplog.text
 
 
 def test_a_log_that_ends_before_the_stored_offset_is_read_from_its_start() -> None:

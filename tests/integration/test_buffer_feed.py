@@ -250,3 +250,18 @@ def test_an_evaluation_whose_version_is_gone_is_settled_by_its_dead_letter(world
     world.broker.send(topics.DEAD_LETTERS.name, dead_letter(world.broker.prompts()[0].issue_id))
     running.turns()
     assert world.ledger("eval").dead_lettered == 1
+
+
+def test_lost_orders_of_a_paused_task_are_given_up_one_deadline_after_each_was_sent(world: World) -> None:
+    task = world.add_task(train=8)
+    world.announce(0)
+    running = world.open(reissue_seconds=10, groups_per_batch=1, max_staleness_versions=2)
+    running.turns(1)
+    world.now += 5.0
+    running.turns(1)
+    world.set_state(task, "paused")
+    world.now += 6.0
+    running.turns(2)
+    world.now += 5.0
+    running.turns(2)
+    assert world.ledger().in_flight == 0

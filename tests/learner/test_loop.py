@@ -85,6 +85,10 @@ def checkpointed(world: World) -> int:
     return int(json.loads(states[-1].read_text())["batch_id"]) if states else 0
 
 
+def poisoned(batch_id: int) -> list[Message]:
+    return [group(draw(1, [40, 1], reward=float("nan")), draw(2, [41, 1]), batch_id=batch_id)]
+
+
 def test_version_0_is_the_start_policy_published_before_the_first_step(world: World, policy: Policy) -> None:
     world.start()
     (resumed, weights) = world.broker.delivered
@@ -192,6 +196,17 @@ def test_a_restart_that_lost_nothing_announces_the_version_there_is(world: World
     assert world.store.versions() == [0, 1, 2]
 
 
+def test_a_version_of_a_step_that_was_lost_is_not_announced_again_though_it_moved_nothing(world: World) -> None:
+    post(world, 1)
+    world.broker.post(poisoned(2))
+    life = world.start(checkpoint_every=10)
+    life.train(1)
+    life.learner.close()
+    life.train(1)
+    world.start()
+    assert world.broker.announced[-2:] == [(2, 2), (3, 1)]
+
+
 def test_another_start_policy_is_not_taken_for_the_stored_one(world: World) -> None:
     world.start()
     world.model = write_small(world.root / "other", seed=1)
@@ -255,10 +270,6 @@ def test_the_newest_version_is_announced_again_every_few_seconds(world: World) -
     assert ANNOUNCE_SECONDS == 5.0
     assert said == [0, 0, 1, 1, 2]
     assert {message.version for _, message, _ in world.broker.waiting if isinstance(message, Weights)} == {0}
-
-
-def poisoned(batch_id: int) -> list[Message]:
-    return [group(draw(1, [40, 1], reward=float("nan")), draw(2, [41, 1]), batch_id=batch_id)]
 
 
 def test_many_steps_in_a_row_that_are_not_finite_crash_the_learner(world: World) -> None:
