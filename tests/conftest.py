@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+
 from tba_cli.local import kafka_broker, postgres
 
 

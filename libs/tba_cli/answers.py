@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
 from tba_common.messages import Step
 from tba_common.tasks import Task
 

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
-from tba_common.tasks import PromptSpec, Task
 
 from tba_cli.answers import (
     Evaluation,
@@ -24,6 +23,7 @@ from tba_cli.answers import (
     Trajectory,
 )
 from tba_cli.errors import ApiError, Unavailable
+from tba_common.tasks import PromptSpec, Task
 
 PROMPTS_AT_ONCE: Final = 10_000  # the API takes no more in one request
 _BYTES_AT_ONCE: Final = 16 << 20  # half of what it takes by default

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import ValidationError
-from tba_common.tasks import PromptSpec, Task
 
 from tba_cli.errors import BadInput
+from tba_common.tasks import PromptSpec, Task
 
 #: Fields of a line that are taken as they are; any other field of the data set is left out.
 _OWN_FIELDS: Final = ("key", "split", "metadata")

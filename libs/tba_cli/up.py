@@ -10,12 +10,12 @@ from typing import Final
 
 from rich.console import Console
 from rich.text import Text
-from tba_common.lifecycle import configure_logging
 
 from tba_cli.escapes import visible
 from tba_cli.local import state_file
 from tba_cli.local.stack import Stack, StackOptions
 from tba_cli.local.supervisor import STATE_FILE, OnLine
+from tba_common.lifecycle import configure_logging
 
 _COLOURS: Final = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_magenta")
 _NAME_CHARACTERS: Final = 22

@@ -43,7 +43,7 @@ def decode(schema: str, body: bytes) -> Message:
         raise BadMessage(f"schema {schema!r}: this reader accepts versions {' and '.join(accepted)} of {name}")
     try:
         return expected.model_validate(msgpack.unpackb(body, ext_hook=_unpack, strict_map_key=False))
-    except (ValidationError, ValueError, msgpack.UnpackException, TypeError) as error:
+    except (ValidationError, ValueError, OverflowError, msgpack.UnpackException, TypeError) as error:
         raise BadMessage(f"{schema} does not decode: {_short(error)}") from error
 
 

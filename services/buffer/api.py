@@ -18,7 +18,6 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
-from tba_common.lifecycle import Lifecycle
 
 from services.buffer import (
     api_health,
@@ -35,6 +34,7 @@ from services.buffer.api_guard import BodyLimit, Guard
 from services.buffer.api_headers import AnswerHeaders
 from services.buffer.api_openapi import DescribedApi
 from services.buffer.api_settings import ApiSettings
+from tba_common.lifecycle import Lifecycle
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from typing import Final, Literal
 from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import Field
-from tba_common import metrics
 
 from services.buffer.api_context import Context, Shared
 from services.buffer.api_views import View
 from services.buffer.migrations import SchemaError, require_head
 from services.buffer.problems import Problem
+from tba_common import metrics
 
 router: Final = APIRouter(tags=["health"])
 _EXPOSITION: Final = "text/plain; version=1.0.0; charset=utf-8"

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sqlalchemy import Connection, func, insert, select
-from tba_common.tasks import PromptSpec, Task
 
 from services.buffer.api_body import Reader
 from services.buffer.api_faults import FieldError, shown
 from services.buffer.api_scorers import reference_faults
 from services.buffer.problems import Problem
 from services.buffer.tables import prompts
+from tba_common.tasks import PromptSpec, Task
 
 MAX_PROMPTS: Final = 10_000
 _ROWS_AT_ONCE: Final = 5_000

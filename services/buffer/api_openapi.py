@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
-from tba_common.tasks import PromptSpec
 
 from services.buffer.api_body import JSON_TYPE, NDJSON_TYPE
 from services.buffer.api_tasks import EvaluationBody, TaskBody
 from services.buffer.problems import MEDIA_TYPE, ProblemDetails
+from tba_common.tasks import PromptSpec
 
 _REFERENCE: Final = "#/components/schemas/"
 _MODE: Final[JsonSchemaMode] = "validation"

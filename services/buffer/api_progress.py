@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, ScalarSelect, Select, func, select
-from tba_common.tasks import Task, TaskName
 
 from services.buffer.api_faults import FieldError, shown
 from services.buffer.api_views import Progress, TaskView
 from services.buffer.problems import Problem
 from services.buffer.tables import issues, prompts, tasks, trajectories
+from tba_common.tasks import Task, TaskName
 
 _RECENT: Final = 2_000
 

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from pydantic import Field
 from sqlalchemy import Connection
-from tba_common.tasks import PromptSpec, Task
 
 from services.buffer.api_body import JSON_TYPE, NDJSON_TYPE, Raw, RawBody, Reader, expect_type
 from services.buffer.api_context import Shared
@@ -20,6 +19,7 @@ from services.buffer.api_progress import find_row
 from services.buffer.api_tasks import Name
 from services.buffer.api_views import PostedPrompt, PostedPrompts
 from services.buffer.problems import Problem
+from tba_common.tasks import PromptSpec, Task
 
 PromptList = Annotated[tuple[PromptSpec, ...], Field(min_length=1, max_length=MAX_PROMPTS)]
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tba_common.tasks import PromptSpec, ScorerTerm
-
 from services.buffer.api_faults import FieldError, shown
+from tba_common.tasks import PromptSpec, ScorerTerm
 
 _VERIFIER: Final = "verifier"
 _MATCHES: Final = ("exact", "last_number", "math")  # the rules of services/reward/verifier_rules.py

@@ -13,7 +13,6 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from tba_common.tasks import SCORERS, PromptSpec, ScorerTerm, Task, TaskName
 
 from services.buffer.api_body import Raw, Reader
 from services.buffer.api_context import Shared
@@ -26,6 +25,7 @@ from services.buffer.api_scorers import option_faults
 from services.buffer.api_views import EvaluationRequest, Listing, TaskView
 from services.buffer.problems import Problem
 from services.buffer.tables import evaluation_requests, prompts, runs, tasks
+from tba_common.tasks import SCORERS, PromptSpec, ScorerTerm, Task, TaskName
 
 router: Final = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 Name = Annotated[TaskName, Path(description="the task's name")]

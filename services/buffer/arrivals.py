@@ -14,6 +14,7 @@ from hashlib import blake2b
 from uuid import UUID
 
 import numpy as np
+
 from tba_common.kafka import Record
 from tba_common.messages import Completion, Int32s, Trajectories
 

@@ -26,13 +26,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import REAL
 from sqlalchemy.dialects.postgresql import insert as upsert
-from tba_common.messages import Draw, Group
-from tba_common.tasks import Task
 
 from services.buffer.arrays import any_of, table_of
 from services.buffer.sampling import Decks, GroupDraw
 from services.buffer.state_tables import decks, sampler_state
 from services.buffer.tables import batches, draws, payloads, prompts, runs, tasks
+from tba_common.messages import Draw, Group
+from tba_common.tasks import Task
 
 _DECKS: Final = ("online", "offline")
 

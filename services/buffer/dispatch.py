@@ -12,15 +12,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from tba_common import metrics
-from tba_common.messages import Group, Resumed, Step
-
 from services.buffer import batches
 from services.buffer.lease import Lease
 from services.buffer.limiter import MAX_BATCHES_IN_FLIGHT, Limits, Reason, Stock, blocked
 from services.buffer.orders import KnownTask
 from services.buffer.pacing import Backlog, Turnaround
 from services.buffer.sampling import Sampler
+from tba_common import metrics
+from tba_common.messages import Group, Resumed, Step
 
 _RECENT_BATCHES: Final = 32
 

@@ -12,14 +12,14 @@ from dataclasses import replace
 from typing import Final
 
 from sqlalchemy import Connection
-from tba_common import topics
-from tba_common.messages import Prompt
 
 from services.buffer import orders
 from services.buffer.in_flight import InFlight
 from services.buffer.lease import Lease
 from services.buffer.orders import EvaluationRequest, Issue, KnownTask, PromptText, Purpose
 from services.buffer.pacing import Turnaround
+from tba_common import topics
+from tba_common.messages import Prompt
 
 MAX_ATTEMPTS: Final = 5
 MAX_EVALUATIONS_IN_FLIGHT: Final = 256
@@ -101,7 +101,7 @@ class Feed:
             texts = orders.find_texts(connection, [issue.prompt_id for issue in again])
         fields = {"purpose": purpose, "again": len(again), "given_up": len(given_up), "deadline_seconds": deadline}
         log.warning("orders overdue", extra=fields)
-        if again:  # what nobody wants any more says nothing about who is there
+        if any(self._is_open(issue) for issue in overdue):  # what nobody wants says nothing about who is there
             self._turnaround[purpose].lapsed()
         self._send_all([(issue, texts[issue.prompt_id]) for issue in again], now)
         return sum(issue.completions for issue in given_up)
@@ -110,9 +110,11 @@ class Feed:
         return replace(issue, attempt=issue.attempt + 1, partition=self.in_flight.reserve(issue.completions))
 
     def _is_wanted(self, issue: Issue) -> bool:
+        return self._is_open(issue) and issue.attempt < MAX_ATTEMPTS
+
+    def _is_open(self, issue: Issue) -> bool:
         state = self.tasks[issue.task_id].state
-        wanted = state == "active" or (state == "paused" and issue.purpose == "eval")
-        return wanted and issue.attempt < MAX_ATTEMPTS
+        return state == "active" or (state == "paused" and issue.purpose == "eval")
 
     def _evaluate(self, now: float) -> None:
         room = MAX_EVALUATIONS_IN_FLIGHT - self.in_flight.by_task("eval").total()

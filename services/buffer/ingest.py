@@ -13,8 +13,6 @@ from typing import Protocol
 from uuid import UUID
 
 from sqlalchemy import Connection
-from tba_common.kafka import Record
-from tba_common.messages import Resumed, Step, Weights
 
 from services.buffer import store
 from services.buffer.arrivals import Outcome, Plan, bury, judge
@@ -23,6 +21,8 @@ from services.buffer.index import Rows, rows_of
 from services.buffer.lease import Lease
 from services.buffer.reports import apply_dead_letters, apply_reports, apply_weights
 from services.buffer.store import Settlement
+from tba_common.kafka import Record
+from tba_common.messages import Resumed, Step, Weights
 
 
 class Rejects(Protocol):

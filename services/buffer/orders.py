@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from sqlalchemy import BigInteger, Connection, Integer, Row, SmallInteger, Text, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
-from tba_common.messages import Prompt
-from tba_common.tasks import Task
 
 from services.buffer.arrays import any_of, table_of
 from services.buffer.tables import evaluation_requests, issues, prompts, tasks
+from tba_common.messages import Prompt
+from tba_common.tasks import Task
 
 Purpose = Literal["train", "eval"]
 

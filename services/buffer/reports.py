@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, Integer, cast, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
-from tba_common.messages import DeadLetter, Resumed, Step, Weights
 
 from services.buffer.tables import batches, dead_letters, evaluation_requests, runs, steps, tasks, versions
+from tba_common.messages import DeadLetter, Resumed, Step, Weights
 
 
 def apply_reports(connection: Connection, run_id: str, reports: Iterable[Step | Resumed]) -> None:

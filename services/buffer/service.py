@@ -16,11 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from sqlalchemy import create_engine
-from tba_common import metrics, topics
-from tba_common.delivery import DeadLetters
-from tba_common.kafka import Producer, Reader, Record
-from tba_common.lifecycle import Lifecycle
-from tba_common.messages import Group, Message, Prompt
 
 from services.buffer.dispatch import Dispatcher
 from services.buffer.feed import Feed
@@ -33,6 +28,11 @@ from services.buffer.reaper import Reaper
 from services.buffer.restore import ensure_run, restore
 from services.buffer.settings import BufferSettings
 from services.buffer.status import PerMinute, Status, merged, save_status
+from tba_common import metrics, topics
+from tba_common.delivery import DeadLetters
+from tba_common.kafka import Producer, Reader, Record
+from tba_common.lifecycle import Lifecycle
+from tba_common.messages import Group, Message, Prompt
 
 _POLL_SECONDS: Final = 0.05
 _POLL_RECORDS: Final = 64  # about a thousand trajectories in a transaction

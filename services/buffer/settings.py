@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
+
 from tba_common.settings import ServiceSettings
 
 

@@ -7,11 +7,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tba_common.lifecycle import Lifecycle
-
     from services.generator.engine import Engine
     from services.generator.settings import GeneratorSettings
     from services.generator.worker import Worker
+    from tba_common.lifecycle import Lifecycle
 
 
 def main() -> None:
@@ -25,9 +24,8 @@ def main() -> None:
 
 def run_worker() -> None:
     """Sample until SIGTERM, then finish what is in flight."""
-    from tba_common.lifecycle import Lifecycle
-
     from services.generator.settings import GeneratorSettings
+    from tba_common.lifecycle import Lifecycle
 
     settings = GeneratorSettings()
     with Lifecycle("tba-generator", settings) as life, contextlib.ExitStack() as stack:
@@ -45,13 +43,13 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.Exit
     import socket
 
     import numpy as np
+
+    from services.generator.weight_sync import WeightSync
+    from services.generator.worker import Worker
     from tba_common.delivery import DeadLetters
     from tba_common.kafka import Consumer, Producer, Reader
     from tba_common.topics import PROMPTS, WEIGHTS
     from tba_common.weights import WeightStore
-
-    from services.generator.weight_sync import WeightSync
-    from services.generator.worker import Worker
 
     servers, run_id, at_once = settings.kafka_servers, settings.run_id, settings.max_batch_completions
     engine = _engine(settings, life)

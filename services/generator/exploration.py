@@ -6,6 +6,7 @@ TB is valid for any sampler with full support, so a group sampled elsewhere need
 from __future__ import annotations
 
 import numpy as np
+
 from tba_common.tasks import Sampling
 
 

@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tba_common.messages import Completion
-from tba_common.weights import Snapshot
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -33,6 +31,8 @@ from transformers.utils import logging as transformers_logging
 
 from services.generator.engine import Finished, LoadError, Request
 from services.generator.prompt_tokens import prompt_token_ids
+from tba_common.messages import Completion
+from tba_common.weights import Snapshot
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+
+from services.generator.engine import Engine, LoadError
 from tba_common import metrics
 from tba_common.codec import BadMessage
 from tba_common.kafka import Reader
 from tba_common.messages import Weights
 from tba_common.weights import Canary, Snapshot, WeightsError, WeightStore
-
-from services.generator.engine import Engine, LoadError
 
 RETRY_SECONDS: Final = 5.0  # a network file system may show a new directory late
 

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+
+from services.generator.engine import Engine, Finished, Request, UnusablePrompt
+from services.generator.exploration import explore
+from services.generator.weight_sync import WeightsRefused, WeightSync, next_version
 from tba_common import metrics
 from tba_common.codec import BadMessage
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, Producer, Record
 from tba_common.messages import Message, Prompt, Rollout
 from tba_common.topics import rollouts
-
-from services.generator.engine import Engine, Finished, Request, UnusablePrompt
-from services.generator.exploration import explore
-from services.generator.weight_sync import WeightsRefused, WeightSync, next_version
 
 _IDLE_SECONDS: Final = 0.25
 _FILL_SECONDS: Final = 0.03  # a batch waits this long for more prompts, no longer

@@ -53,12 +53,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run() -> None:
+    from services.learner.settings import LearnerSettings
     from tba_common.delivery import DeadLetters
     from tba_common.kafka import Producer, Reader
     from tba_common.lifecycle import Lifecycle
     from tba_common.topics import BATCHES
-
-    from services.learner.settings import LearnerSettings
 
     settings = LearnerSettings()
     with Lifecycle("tba-learner", settings) as life:

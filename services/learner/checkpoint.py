@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
-from tba_common.disk import new_directory, sha256
 from torch import Tensor
 
 from services.learner.update import Updater
+from tba_common.disk import new_directory, sha256
 
 STATE: Final = "state.json"
 TENSORS: Final = "tensors.safetensors"

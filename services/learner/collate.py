@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tba_common.messages import Draw, Group
 from torch import Tensor
 
 from services.learner.schedule import beta_at
+from tba_common.messages import Draw, Group
 
 
 @dataclass(frozen=True)

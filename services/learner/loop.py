@@ -12,6 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from services.learner.batches import Batch, BatchAssembler
+from services.learner.checkpoint import CheckpointStore, Progress
+from services.learner.settings import LearnerSettings
+from services.learner.update import Update, Updater
 from tba_common import metrics
 from tba_common.codec import BadMessage
 from tba_common.delivery import DeadLetters
@@ -19,11 +23,6 @@ from tba_common.kafka import Producer, Reader, Record
 from tba_common.messages import Group, Resumed, Step, Weights
 from tba_common.topics import BATCHES, STEPS, WEIGHTS
 from tba_common.weights import WeightsError, WeightStore
-
-from services.learner.batches import Batch, BatchAssembler
-from services.learner.checkpoint import CheckpointStore, Progress
-from services.learner.settings import LearnerSettings
-from services.learner.update import Update, Updater
 
 ANNOUNCE_SECONDS: Final = 5.0  # a broker that forgot, and a generator that came late, hear of the weights again
 MAX_SKIPPED_IN_A_ROW: Final = 10
@@ -66,6 +65,7 @@ class Learner:
         self._announced_at = float("-inf")
         self._waiting_since = clock()
         self._skipped_in_a_row = 0
+        self._sent_again = False  # whether a batch came that was trained already
 
     @property
     def offsets(self) -> dict[tuple[str, int], int]:
@@ -81,9 +81,7 @@ class Learner:
         """Say where training goes on, and with which weights."""
         progress = self._progress
         log.info("resumed", extra={"step": progress.step, "batch_id": progress.batch_id})
-        self._producer.send(
-            STEPS.name, Resumed(run_id=self._settings.run_id, batch_id=progress.batch_id, step=progress.step)
-        )
+        self._say_where()
         self._announce()
         self._producer.flush()
 
@@ -91,6 +89,8 @@ class Learner:
         """Read, and train the next batch if it is whole; returns whether it was."""
         if self._clock() - self._announced_at >= ANNOUNCE_SECONDS:
             self._announce()
+            if self._sent_again:
+                self._say_where()
         batch = self._assembler.take()
         if batch is None:
             for record in reader.poll(_POLL_SECONDS):
@@ -116,6 +116,8 @@ class Learner:
             if not isinstance(message, Group):
                 raise BadMessage(f"{record.topic} expected Group, got {type(message).__name__}")
             self._assembler.add(message, record.offset)
+            # The buffer sends again what it has seen no report of: the broker may have forgotten the report.
+            self._sent_again |= message.batch_id <= self._progress.batch_id
         except BadMessage as error:
             self._dead_letters.reject(record, str(error))  # the buffer sends the batch again as it was
         else:
@@ -131,7 +133,7 @@ class Learner:
         # Delivered before it is saved: what a checkpoint covers is never trained again, so never reported again.
         self._producer.send(STEPS.name, self._report(batch, update, self._clock() - began, wait_seconds))
         self._producer.flush()
-        if step % self._settings.publish_every == 0 or self.finished:
+        if step % self._settings.publish_every == 0:
             self._publish()
         if step % self._settings.checkpoint_every == 0:
             self._save()
@@ -149,14 +151,7 @@ class Learner:
 
     def _report(self, batch: Batch, update: Update, step_seconds: float, wait_seconds: float) -> Step:
         ages = Counter(self._weights.version - draw.policy_version for g in batch.groups for draw in g.draws)
-        metrics.LEARNER_STEP_SECONDS.observe(step_seconds)
-        metrics.LEARNER_WAIT_SECONDS.observe(wait_seconds)
-        metrics.LEARNER_LOSS.set(update.loss)
-        metrics.LEARNER_REWARD.set(update.reward)
-        for age, count in ages.items():
-            for _ in range(count):
-                metrics.LEARNER_STALENESS.observe(age)
-        return Step(
+        report = Step(
             run_id=self._settings.run_id,
             step=self._progress.step,
             batch_id=batch.batch_id,
@@ -175,6 +170,8 @@ class Learner:
             step_seconds=step_seconds,
             wait_seconds=wait_seconds,
         )
+        _measure(report)
+        return report
 
     def _first_weights(self) -> Weights:
         """The announcement of the weights that are loaded: the newest stored version if it holds them, or a new one."""
@@ -210,6 +207,11 @@ class Learner:
         log.info("weights published", extra={"policy_version": version, "step": self._progress.step})
         return weights
 
+    def _say_where(self) -> None:
+        where = Resumed(run_id=self._settings.run_id, batch_id=self._progress.batch_id, step=self._progress.step)
+        self._producer.send(STEPS.name, where)
+        self._sent_again = False
+
     def _announce(self) -> None:
         metrics.LEARNER_POLICY_VERSION.set(self._weights.version)
         self._producer.send(WEIGHTS.name, self._weights, key=self._settings.run_id)
@@ -218,3 +220,13 @@ class Learner:
     def _save(self) -> None:
         self._checkpoints.save(self._progress, self._updater)
         self._saved = self._progress
+
+
+def _measure(report: Step) -> None:
+    metrics.LEARNER_STEP_SECONDS.observe(report.step_seconds)
+    metrics.LEARNER_WAIT_SECONDS.observe(report.wait_seconds)
+    metrics.LEARNER_LOSS.set(report.loss)
+    metrics.LEARNER_REWARD.set(report.reward)
+    for age, trajectories in report.staleness_versions.items():
+        for _ in range(trajectories):
+            metrics.LEARNER_STALENESS.observe(age)

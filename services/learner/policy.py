@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from tba_common.weights import Canary
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from services.learner.collate import Rows, pad_rows
+from tba_common.weights import Canary
 
 # This is the door to transformers, and its bars are not for a service's log.
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import Field, field_validator
-from tba_common.settings import ServiceSettings
 
 from services.learner.schedule import LearningRateSchedule
+from tba_common.settings import ServiceSettings
 
 
 class LearnerSettings(ServiceSettings):

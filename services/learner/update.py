@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tba_common.messages import Group
 from torch import Tensor
 
 from services.learner.collate import MicroBatch, split_batch
 from services.learner.objective import estimate_log_z, trajectory_balance
 from services.learner.policy import Policy
 from services.learner.schedule import LearningRateSchedule
+from tba_common.messages import Group
 
 #: The norm gradients are clipped to, the field's usual value. With Adam their scale, 1/beta, hardly matters.
 MAX_GRAD_NORM: Final = 1.0

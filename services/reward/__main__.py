@@ -19,14 +19,13 @@ def main() -> None:
 
 def run(name: str) -> None:
     """Score until SIGTERM, then finish what is in the scorer."""
+    from services.reward.scorer import open_scorer
+    from services.reward.settings import RewardSettings
+    from services.reward.worker import Worker
     from tba_common.delivery import DeadLetters
     from tba_common.kafka import Consumer, Producer
     from tba_common.lifecycle import Lifecycle
     from tba_common.topics import rollouts
-
-    from services.reward.scorer import open_scorer
-    from services.reward.settings import RewardSettings
-    from services.reward.worker import Worker
 
     settings, service = RewardSettings(), f"tba-reward-{name}"
     # Closed in reverse: the worker's threads, the consumer before the producer whose acks it commits, the scorer.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from tba_common.codec import BadMessage
-from tba_common.messages import Completion, Prompt, Rollout, Score, Trajectories
-
 from services.reward.scorer import Scorer
 from services.reward.slip import next_term, stamp
+from tba_common.codec import BadMessage
+from tba_common.messages import Completion, Prompt, Rollout, Score, Trajectories
 
 
 def visit(scorer: Scorer, rollout: Rollout) -> Rollout | Trajectories:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from tba_common.codec import BadMessage
 from tba_common.messages import Float32s, Score
 from tba_common.tasks import ScorerTerm

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from tba_common.messages import Float32s, Rollout
-
 from services.reward.settings import RewardSettings
+from tba_common.messages import Float32s, Rollout
 
 
 class ScoringFailed(Exception):

@@ -5,12 +5,11 @@ Scorers never wait for one another and nobody conducts: the rollout itself knows
 
 from __future__ import annotations
 
+from services.reward.rewards import check_score, combine
 from tba_common.codec import BadMessage
 from tba_common.messages import Rollout, Score, Trajectories
 from tba_common.tasks import ScorerTerm
 from tba_common.topics import TRAJECTORIES, rollouts
-
-from services.reward.rewards import check_score, combine
 
 
 def next_term(rollout: Rollout, scorer: str) -> ScorerTerm:

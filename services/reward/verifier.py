@@ -9,13 +9,13 @@ from importlib.metadata import version
 from typing import Any, Final, cast, get_args
 
 import numpy as np
-from tba_common.codec import BadMessage
-from tba_common.messages import Float32s, Rollout
 
 from services.reward.killable import EvaluationFailed, Killable
 from services.reward.scorer import ScoringFailed
 from services.reward.settings import RewardSettings
 from services.reward.verifier_rules import Match, is_right, warm_up
+from tba_common.codec import BadMessage
+from tba_common.messages import Float32s, Rollout
 
 MATCHES: Final[tuple[Match, ...]] = get_args(Match)
 _RULES_VERSION: Final = 1

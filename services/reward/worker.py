@@ -12,15 +12,14 @@ from functools import partial
 from types import TracebackType
 from typing import Final
 
+from services.reward.grading import visit
+from services.reward.scorer import Scorer, ScoringFailed
+from services.reward.slip import destination
 from tba_common import metrics
 from tba_common.codec import BadMessage
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, Producer, Record
 from tba_common.messages import Rollout, Trajectories
-
-from services.reward.grading import visit
-from services.reward.scorer import Scorer, ScoringFailed
-from services.reward.slip import destination
 
 _IDLE_SECONDS: Final = 0.25
 _BUSY_SECONDS: Final = 0.02  # while there is room for more, look for more this often

@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from tba_common.tasks import PromptSpec
 
 from services.buffer.api_body import RawBody, Reader
 from services.buffer.api_faults import FieldError
 from services.buffer.api_tasks import TaskBody
 from services.buffer.problems import Problem
+from tba_common.tasks import PromptSpec
 
 READER = Reader(TaskBody)
 GOOD: dict[str, Any] = {

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tba_common.tasks import PromptSpec
 
 from services.buffer.api_intake import data_file, split_of
 from services.buffer.problems import Problem
+from tba_common.tasks import PromptSpec
 
 
 def test_the_split_of_a_text_is_the_same_on_every_machine() -> None:

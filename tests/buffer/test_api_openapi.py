@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from fastapi.openapi.models import OpenAPI
-from tba_common.tasks import PromptSpec
 
 from services.buffer.api import create_app
 from services.buffer.api_body import Reader
 from services.buffer.api_settings import ApiSettings
 from services.buffer.api_tasks import EvaluationBody, TaskBody
+from tba_common.tasks import PromptSpec
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(create_app(ApiSettings()).openapi()))
 OPERATIONS = {

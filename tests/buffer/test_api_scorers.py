@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
-from tba_common.tasks import PromptSpec, ScorerTerm
 
 from services.buffer.api_scorers import option_faults, reference_faults
 from services.reward.verifier_rules import Match
+from tba_common.tasks import PromptSpec, ScorerTerm
 
 
 def term(**options: Any) -> ScorerTerm:

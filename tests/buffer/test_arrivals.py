@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tba_common.messages import Prompt, Trajectories
-from tba_common.topics import TRAJECTORIES
 
 from services.buffer.arrivals import Order, Outcome, Plan, bury, fingerprint, judge
 from services.buffer.store import Stored, settlement_of
+from tba_common.messages import Prompt, Trajectories
+from tba_common.topics import TRAJECTORIES
 from tests.buffer.world import prompt, record, trajectories
 
 ORDER = Order(1, 1, 1, "train", None, 4, in_flight=True, prompt_token_ids=None)

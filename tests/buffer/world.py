@@ -9,6 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import Connection, Table, create_engine, func, insert, select
+
+from services.buffer.lease import Lease
+from services.buffer.ledger import Ledger, check, ledger
+from services.buffer.restore import ensure_run
+from services.buffer.service import Buffer
+from services.buffer.settings import BufferSettings
+from services.buffer.tables import prompts, tasks
 from tba_common import topics
 from tba_common.codec import encode
 from tba_common.messages import (
@@ -25,13 +32,6 @@ from tba_common.messages import (
 )
 from tba_common.record import Record
 from tba_common.tasks import Sampling, ScorerTerm, Task
-
-from services.buffer.lease import Lease
-from services.buffer.ledger import Ledger, check, ledger
-from services.buffer.restore import ensure_run
-from services.buffer.service import Buffer
-from services.buffer.settings import BufferSettings
-from services.buffer.tables import prompts, tasks
 
 RUN: Final = "test"
 

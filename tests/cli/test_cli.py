@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tba_cli import cli
 
+from tba_cli import cli
 from tests.cli.fake_api import STATUS, TASK, FakeApi, Reply, listing, problem, step
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from tba_cli.client import PROMPTS_AT_ONCE, Client
 from tba_cli.errors import ApiError, Unavailable
 from tba_common.tasks import PromptSpec, ScorerTerm, Task
-
 from tests.cli.fake_api import STATUS, TASK, FakeApi, Reply, listing, problem, step
 
 ADDITION = Task(name="addition", reward=(ScorerTerm(scorer="verifier"),))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
+
 from tba_cli.client import Client
 from tba_cli.errors import ApiError
 from tba_cli.local import postgres
@@ -15,7 +16,6 @@ from tba_cli.local.ports import LOOPBACK, free_ports, is_ready
 from tba_cli.local.process import ProcessSpec
 from tba_cli.local.supervisor import Supervisor
 from tba_common.tasks import PromptSpec, Sampling, ScorerTerm, Task
-
 from tests.cli.fake_api import STATUS, TASK
 
 pytestmark = pytest.mark.integration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tba_cli.errors import BadInput
 from tba_cli.posting import document_of, prompts_of, task_of, text_of
 from tba_common.tasks import PromptSpec

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console, RenderableType
+
 from tba_cli import show
 from tba_cli.answers import Evaluation, Status, StepAnswer, TaskAnswer, Trajectory
-
 from tests.cli.fake_api import STATUS, TASK, step
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+
 from tba_cli.local import state_file
 from tba_cli.local.supervisor import STATE_FILE
 from tba_cli.up import down, printer
-
 from tests.cli.local.processes import FOR_EVER, wait_until
 
 pytestmark = pytest.mark.integration

@@ -6,10 +6,10 @@ import json
 
 import pytest
 from rich.console import Console
+
 from tba_cli.client import Client
 from tba_cli.errors import Unavailable
 from tba_cli.watch import Look, looks, print_lines, show_live, write_json
-
 from tests.cli.fake_api import STATUS, FakeApi, Reply, listing, step
 
 

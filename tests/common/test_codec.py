@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
+
 from tba_common import codec
 from tba_common.codec import BadMessage, decode, encode
 from tba_common.messages import (
@@ -250,3 +251,9 @@ def test_what_has_no_place_on_the_wire_is_refused_when_sent() -> None:
     prompt = PROMPT.model_copy(update={"metadata": {"when": object()}})
     with pytest.raises(TypeError, match="cannot put object on the wire"):
         encode(prompt)
+
+
+def test_a_token_id_that_no_int32_holds_is_a_bad_message_and_no_crash() -> None:
+    body = msgpack.packb({"run_id": "r", "prompt_token_ids": [2**40]})
+    with pytest.raises(BadMessage, match="does not decode"):
+        decode("rollout/1", body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
+
 from tba_common import topics
 from tba_common.codec import encode
 from tba_common.delivery import DeadLetters, TooManyBad

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from tba_common.in_hand import InHand
 from tba_common.record import Record
 

@@ -9,6 +9,7 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError
 from kafka.structs import ConsumerGroupMetadata, MemberState
+
 from tba_common import kafka_client
 from tba_common.codec import BadMessage
 from tba_common.kafka import BrokerError, Record

@@ -13,6 +13,7 @@ from http.client import HTTPResponse
 from typing import cast
 
 import pytest
+
 from tba_common import lifecycle
 from tba_common.lifecycle import Lifecycle, configure_logging
 from tba_common.settings import ServiceSettings

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from pydantic import ValidationError
+
 from tba_common.messages import MESSAGES, Completion, Prompt, Resumed, Rollout, Trajectories
 from tba_common.tasks import Sampling, ScorerTerm
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+
 from tba_common.tasks import MAX_TEXT_CHARACTERS, Exploration, PromptSpec, Task
 
 VERIFIER = {"scorer": "verifier"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from tba_common.kafka_client import RECORD_BYTES
 from tba_common.tasks import SCORERS
 from tba_common.topics import BATCHES, TOPICS, WEIGHTS, Topic, rollouts

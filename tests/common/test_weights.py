@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
 from tba_common.messages import Weights
 from tba_common.weights import MANIFEST, Canary, WeightsError, WeightStore
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import psycopg
 import pytest
+
 from tba_cli.client import Client
 from tba_cli.local.stack import Stack, StackOptions
 from tba_common.tasks import PromptSpec, Sampling, ScorerTerm, Target, Task
@@ -75,7 +76,7 @@ def assert_nothing_lost_or_doubled(stack: Stack) -> None:
     with psycopg.connect(stack.database_url.replace("postgresql+psycopg", "postgresql")) as connection:
 
         def one(query: str) -> int:
-            row = connection.execute(query).fetchone()  # type: ignore[call-overload]
+            row = connection.execute(query).fetchone()
             assert row is not None
             return int(row[0])
 

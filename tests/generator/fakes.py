@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from services.generator.engine import Finished, LoadError, Request, UnusablePrompt
 from tba_common.codec import BadMessage, encode
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, DeliveryError, Producer, Reader, Record
 from tba_common.messages import Completion, DeadLetter, Message, Rollout
 from tba_common.weights import Snapshot
-
-from services.generator.engine import Finished, LoadError, Request, UnusablePrompt
 
 
 def record(message: Message | bytes, *, offset: int = 0, topic: str = "tba.prompts") -> Record:

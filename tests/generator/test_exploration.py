@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tba_common.tasks import Exploration, Sampling
 
 from services.generator.exploration import explore
+from tba_common.tasks import Exploration, Sampling
 
 WIDE = Exploration(probability=0.3, temperature_low=0.5, temperature_high=1.5, top_p_low=0.8, top_p_high=1.0)
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tba_common.messages import Completion
 
 from services.generator.engine import Finished, LoadError, UnusablePrompt
 from services.generator.hf_engine import HfEngine, _nucleus
+from tba_common.messages import Completion
 from tests.generator.tiny_policy import (
     CONTEXT,
     CUTS,

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tba_common.weights import Canary
 
 from services.generator.hf_engine import HfEngine
 from services.generator.weight_sync import (
@@ -18,6 +17,7 @@ from services.generator.weight_sync import (
     canary_gap,
     next_version,
 )
+from tba_common.weights import Canary
 from tests.generator.fakes import ContinuousEngine, FakeBroker
 from tests.generator.tiny_policy import CUTS, SEQUENCES, Policy, Publisher
 

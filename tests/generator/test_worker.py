@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tba_common.delivery import TooManyBad
-from tba_common.kafka import DeliveryError
-from tba_common.messages import Prompt, Resumed
-from tba_common.tasks import Exploration, Sampling, ScorerTerm
 
 from services.generator.hf_engine import HfEngine
 from services.generator.weight_sync import RETRY_SECONDS, WeightsRefused, WeightSync
 from services.generator.worker import Worker
+from tba_common.delivery import TooManyBad
+from tba_common.kafka import DeliveryError
+from tba_common.messages import Prompt, Resumed
+from tba_common.tasks import Exploration, Sampling, ScorerTerm
 from tests.generator.fakes import ContinuousEngine, FakeBroker
 from tests.generator.tiny_policy import Policy, Publisher
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tba_common.messages import Weights
-from tba_common.weights import Canary, Snapshot, WeightStore
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.generator.engine import Finished, Request
 from services.generator.hf_engine import HfEngine
+from tba_common.messages import Weights
+from tba_common.weights import Canary, Snapshot, WeightStore
 
 PAD, EOS = 0, 1
 CONTEXT = 64

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, func, insert, select, update
 from starlette.testclient import TestClient
-from tba_cli.local.postgres import create_database
-from tba_common.messages import Step
 
 from services.buffer.api import create_app
 from services.buffer.api_settings import ApiSettings
 from services.buffer.migrations import migrate
 from services.buffer.tables import batches, draws, evaluations, issues, payloads, prompts, runs, steps, trajectories
+from tba_cli.local.postgres import create_database
+from tba_common.messages import Step
 
 TASK: dict[str, Any] = {
     "name": "addition",

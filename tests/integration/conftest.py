@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
-from tba_cli.local import postgres
 
 from services.buffer.migrations import migrate
 from services.buffer.state_tables import metadata
+from tba_cli.local import postgres
 
 
 @pytest.fixture(scope="session")

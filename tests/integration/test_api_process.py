@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tba_cli.local import postgres
 from tba_cli.local.ports import free_ports
-
 from tests.integration.api_client import TASK, migrated_database, serving
 
 pytestmark = pytest.mark.integration

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from sqlalchemy import select, update
-from tba_common import topics
-from tba_common.messages import Group, Resumed
 
 from services.buffer.tables import batches, draws, payloads, runs, tasks, trajectories
+from tba_common import topics
+from tba_common.messages import Group, Resumed
 from tests.buffer.world import RUN, Running, World
 
 pytestmark = pytest.mark.integration

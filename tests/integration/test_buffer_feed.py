@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import func, select, update
-from tba_common import topics
 
 from services.buffer.feed import MAX_ATTEMPTS
 from services.buffer.tables import evaluation_requests, issues, prompts, tasks
+from tba_common import topics
 from tests.buffer.world import World, add_prompts, dead_letter
 
 pytestmark = pytest.mark.integration
@@ -253,13 +253,14 @@ def test_an_evaluation_whose_version_is_gone_is_settled_by_its_dead_letter(world
 
 
 def test_lost_orders_of_a_paused_task_are_given_up_one_deadline_after_each_was_sent(world: World) -> None:
-    task = world.add_task(train=8)
+    world.add_task(train=8)
     world.announce(0)
     running = world.open(reissue_seconds=10, groups_per_batch=1, max_staleness_versions=2)
     running.turns(1)
     world.now += 5.0
     running.turns(1)
-    world.set_state(task, "paused")
+    with world.engine.begin() as connection:
+        connection.execute(update(tasks).values(state="paused"))
     world.now += 6.0
     running.turns(2)
     world.now += 5.0

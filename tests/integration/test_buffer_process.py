@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import pytest
 from sqlalchemy import Engine, create_engine, func, select
-from tba_common import topics
-from tba_common.kafka import Producer, Reader
-from tba_common.messages import Group, Message, Prompt, Resumed, Weights
 
 from services.buffer.ledger import check, ledger
 from services.buffer.restore import ensure_run
 from services.buffer.state_tables import leases
 from services.buffer.tables import runs, trajectories
+from tba_common import topics
+from tba_common.kafka import Producer, Reader
+from tba_common.messages import Group, Message, Prompt, Resumed, Weights
 from tests.buffer.world import add_task, step
 from tests.buffer.world import trajectories as answer
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from sqlalchemy import select
-from tba_common import topics
 
 from services.buffer.ledger import Ledger
 from services.buffer.state_tables import input_offsets
@@ -23,6 +22,7 @@ from services.buffer.tables import (
     trajectories,
     versions,
 )
+from tba_common import topics
 from tests.buffer.world import Running, World, dead_letter, record, step
 
 pytestmark = pytest.mark.integration

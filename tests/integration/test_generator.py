@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
 from tba_common.kafka import Consumer, Producer, Reader
 from tba_common.messages import Prompt, Rollout
 from tba_common.settings import WorkerSettings
 from tba_common.tasks import Sampling, ScorerTerm
 from tba_common.topics import PROMPTS, WEIGHTS, rollouts
-
 from tests.generator.tiny_policy import Policy, Publisher
 
 pytestmark = pytest.mark.integration

@@ -11,6 +11,7 @@ from typing import Final
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
+
 from tba_common.codec import BadMessage
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import BrokerError, Consumer, DeliveryError, Producer, Reader, Record, create_topics

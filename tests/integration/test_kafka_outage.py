@@ -12,6 +12,7 @@ from contextlib import closing
 from typing import Final
 
 import pytest
+
 from tba_cli.local import kafka_broker
 from tba_cli.local.kafka_broker import Broker
 from tba_common.kafka import Consumer, DeliveryError, Producer, Reader, Record

@@ -15,14 +15,14 @@ from typing import Final
 import pytest
 import torch
 from safetensors.torch import load_file
-from tba_common.kafka import Producer, Reader
-from tba_common.messages import Group, Message, Resumed, Step, Weights
-from tba_common.topics import BATCHES, STEPS, WEIGHTS
-from tba_common.weights import WeightStore
 
 from services.learner.policy import Policy
 from services.learner.schedule import LearningRateSchedule
 from services.learner.update import Updater
+from tba_common.kafka import Producer, Reader
+from tba_common.messages import Group, Message, Resumed, Step, Weights
+from tba_common.topics import BATCHES, STEPS, WEIGHTS
+from tba_common.weights import WeightStore
 from tests.learner.groups import batch
 from tests.learner.small_policy import write_small
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+
 from tba_common.kafka import Producer, Reader
 from tba_common.messages import DeadLetter, Message, Trajectories
 from tba_common.topics import DEAD_LETTERS, TRAJECTORIES, rollouts
-
 from tests.cli.local.processes import wait_until
 from tests.reward.rollouts import prompt, rollout, term
 

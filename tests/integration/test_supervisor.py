@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from tba_cli.local import state_file
 from tba_cli.local.process import ProcessSpec
 from tba_cli.local.supervisor import STATE_FILE, StartError, Supervisor
-
 from tests.cli.local.processes import FOR_EVER, python, wait_until
 
 pytestmark = pytest.mark.integration

@@ -11,7 +11,6 @@ from tba_common.delivery import DeadLetters
 from tba_common.kafka import Producer, Reader, Record
 from tba_common.messages import DeadLetter, Message, Resumed, Step, Weights
 from tba_common.topics import BATCHES
-
 from tests.learner.groups import RUN
 
 Sent = TypeVar("Sent", bound=Message)

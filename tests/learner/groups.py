@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from tba_common.messages import Draw, Group
 from tba_common.tasks import Target
-
 from tests.learner.small_policy import EOS
 
 RUN: Final = "run"

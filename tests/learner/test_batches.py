@@ -7,10 +7,10 @@ from typing import Final
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tba_common.codec import BadMessage
-from tba_common.messages import Group
 
 from services.learner.batches import BatchAssembler
+from tba_common.codec import BadMessage
+from tba_common.messages import Group
 from tests.learner.groups import draw, group
 
 BATCHES: Final = 4

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tba_common.messages import Group
-from tba_common.tasks import Target
 from torch import Tensor
 
 from services.learner.collate import MicroBatch, Rows, pad_rows, split_batch
 from services.learner.objective import estimate_log_z, trajectory_balance
+from tba_common.messages import Group
+from tba_common.tasks import Target
 from tests.learner.groups import PROMPT, batch, draw, group
 from tests.learner.small_policy import EOS, PAD
 

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from tba_common.kafka import Reader
-from tba_common.messages import Message, Resumed, Step, Weights
-from tba_common.topics import STEPS, WEIGHTS
-from tba_common.weights import WeightStore
 
 from services.learner.checkpoint import STATE
 from services.learner.loop import ANNOUNCE_SECONDS, MAX_SKIPPED_IN_A_ROW, Diverged, Learner
 from services.learner.policy import Policy
 from services.learner.settings import LearnerSettings
 from services.learner.update import Updater
+from tba_common.delivery import TooManyBad
+from tba_common.kafka import Reader
+from tba_common.messages import Message, Resumed, Step, Weights
+from tba_common.topics import STEPS, WEIGHTS
+from tba_common.weights import WeightStore
 from tests.learner.fakes import FakeBroker
 from tests.learner.groups import RUN, batch, draw, group
 from tests.learner.small_policy import write_small
@@ -204,7 +205,8 @@ def test_a_version_of_a_step_that_was_lost_is_not_announced_again_though_it_move
     life.learner.close()
     life.train(1)
     world.start()
-    assert world.broker.announced[-2:] == [(2, 2), (3, 1)]
+    assert world.broker.announced[-1] == (3, 1)
+    assert world.store.find(2).canary == world.store.find(3).canary
 
 
 def test_another_start_policy_is_not_taken_for_the_stored_one(world: World) -> None:
@@ -260,6 +262,18 @@ def test_a_malformed_group_goes_to_the_dead_letters_and_training_goes_on(world: 
     assert [step.batch_id for step in world.broker.steps] == [1]
 
 
+def test_bad_messages_crash_the_learner_only_when_no_good_one_is_between_them(world: World) -> None:
+    bad: list[Message | bytes] = [b"\xc1"] * 30
+    first, second = batch(1)
+    world.broker.post([*bad, first, *bad, second, *bad])
+    world.start().train(1)
+    assert len(world.broker.dead) == 90
+    life = world.start()
+    world.broker.post(bad)
+    with pytest.raises(TooManyBad):
+        life.learner.step(life.reader)
+
+
 def test_the_newest_version_is_announced_again_every_few_seconds(world: World) -> None:
     life = world.start()
     said = []
@@ -311,3 +325,16 @@ def test_a_step_is_reported_before_a_checkpoint_covers_it(world: World) -> None:
     with pytest.raises(OSError, match="a-file"):
         life.learner.step(life.reader)
     assert [step.batch_id for step in world.broker.steps] == [1]
+
+
+def test_a_batch_that_comes_again_after_it_was_trained_makes_the_learner_say_where_it_is(world: World) -> None:
+    life = world.start()
+    post(world, 1)
+    life.train(1)
+    post(world, 1)
+    assert not life.learner.step(life.reader)
+    world.now += ANNOUNCE_SECONDS
+    life.learner.step(life.reader)
+    life.learner.close()
+    assert [resumed.batch_id for resumed in world.broker.resumed] == [0, 1]
+    assert len(world.broker.steps) == 1

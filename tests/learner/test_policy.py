@@ -8,11 +8,11 @@ from typing import Any, Final
 import pytest
 import torch
 from safetensors.torch import load_file
-from tba_common.weights import WeightStore
 from torch import Tensor
 
 from services.learner.collate import Rows, pad_rows
 from services.learner.policy import CANARY_TEXTS, Policy, sequence_logprob
+from tba_common.weights import WeightStore
 from tests.learner.small_policy import EOS, PAD, write_small
 
 #: Pairs of prompt and completion, of unequal lengths on both sides.

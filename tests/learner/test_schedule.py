@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from tba_common.tasks import Target
 
 from services.learner.schedule import LearningRateSchedule, beta_at
+from tba_common.tasks import Target
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+
 from tba_common.codec import encode
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, DeliveryError, Producer, Record

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tba_common.codec import BadMessage
 
 from services.reward.grading import grade
+from tba_common.codec import BadMessage
 from tests.reward.fakes import FakeScorer
 from tests.reward.rollouts import prompt, term
 

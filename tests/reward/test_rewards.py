@@ -7,10 +7,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tba_common.codec import BadMessage
-from tba_common.messages import Score
 
 from services.reward.rewards import check_score, combine
+from tba_common.codec import BadMessage
+from tba_common.messages import Score
 from tests.reward.rollouts import score, term
 
 FINITE = st.floats(-1_000, 1_000, width=32)

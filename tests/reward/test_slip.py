@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from tba_common.codec import BadMessage
-from tba_common.messages import Rollout, Trajectories
 
 from services.reward.slip import destination, next_term, stamp
+from tba_common.codec import BadMessage
+from tba_common.messages import Rollout, Trajectories
 from tests.reward.rollouts import prompt, rollout, score, term
 
 TWO = prompt(term("verifier", 1.0, match="exact"), term("judge", 0.5))

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tba_common.codec import BadMessage
 
 from services.reward.scorer import ScoringFailed, open_scorer
 from services.reward.settings import RewardSettings
 from services.reward.verifier import Verifier, match_of, open_verifier
+from tba_common.codec import BadMessage
 from tests.reward.rollouts import prompt, rollout
 
 #: math-verify works out the power, digit by digit.

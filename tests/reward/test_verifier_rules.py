@@ -7,9 +7,9 @@ from decimal import Decimal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tba_common.codec import BadMessage
 
 from services.reward.verifier_rules import Match, is_right, last_number
+from tba_common.codec import BadMessage
 
 SOLUTION = "Mia buys 3 * 4 = <<3*4=12>>12 pens.\nShe pays 12 * $103 = $<<12*103=1236>>1,236.\n#### 1,236"
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 
 import pytest
+
+from services.reward.scorer import ScoringFailed
+from services.reward.worker import Worker
 from tba_common.codec import BadMessage
 from tba_common.delivery import TooManyBad
 from tba_common.kafka import DeliveryError
 from tba_common.messages import Resumed, Rollout
-
-from services.reward.scorer import ScoringFailed
-from services.reward.worker import Worker
 from tests.reward.fakes import FakeBroker, FakeScorer
 from tests.reward.rollouts import prompt, rollout, term
 

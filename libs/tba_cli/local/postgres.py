@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from tba_common.lifecycle import Lifecycle
-from tba_common.settings import ServiceSettings
-
 from tba_cli.local import foreground
 from tba_cli.local.ports import LOOPBACK, answers, free_ports
 from tba_cli.local.tether import start_tethered
+from tba_common.lifecycle import Lifecycle
+from tba_common.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, text
-from tba_common.lifecycle import configure_logging
 
 from services.buffer.settings import BufferSettings
+from tba_common.lifecycle import configure_logging
 
 _DIRECTORY: Final = Path(__file__).parent
 _LOCK: Final = 0x7BA_5C4E3A  # any number: the same in every process that migrates

@@ -7,11 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from tba_cli.local import kafka_broker, state_file
 from tba_cli.local.ports import LOOPBACK, answers, free_ports
 from tba_common.kafka import create_topics
 from tba_common.topics import TOPICS
-
 from tests.cli.local.processes import wait_until, wrapper
 
 pytestmark = pytest.mark.integration

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
 from tba_cli.local import postgres, state_file
 from tba_cli.local.ports import answers, free_ports
-
 from tests.cli.local.processes import FOR_EVER, python, wait_until, wrapper
 
 pytestmark = pytest.mark.integration

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from tba_cli.local.process import ProcessSpec
 from tba_cli.local.services import StackOptions, specs
 

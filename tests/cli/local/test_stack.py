@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from tba_cli.local.stack import AlreadyRunning, Stack, StackOptions, StartError
 
 
