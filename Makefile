@@ -36,10 +36,11 @@ up: $(READY)  ## start the platform on this machine and leave it running
 	$(BIN)/tba up
 
 test: $(READY)  ## every test: unit, integration on the real servers, end to end
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 -m "not e2e"
+	$(BIN)/pytest -m e2e
 
 test-unit: $(READY)  ## the tests that need no server
-	$(BIN)/pytest -m "not integration and not e2e"
+	$(BIN)/pytest -n 2 -m "not integration and not e2e"
 
 lint: $(READY)  ## formatting, lint rules, strict types
 	$(BIN)/ruff format --check .

@@ -48,7 +48,7 @@ class DemoOptions:
     """How long and where. The defaults take a few minutes on two cores."""
 
     directory: Path = Path("runs/demo")
-    steps: int = 400
+    steps: int = 450
     supervised_steps: int = 600  # at most: it ends once it is right often enough
     generators: int = 2
     seed: int = 0
@@ -96,7 +96,7 @@ def _learner_settings(steps: int) -> dict[str, str]:
         "TBA_MAX_STEPS": str(steps),
         "TBA_LEARNING_RATE": "5e-5",
         "TBA_LEARNING_RATE_SCHEDULE": f"{warmup}/{max(steps - warmup - decay, 0)}/{decay}",
-        "TBA_PUBLISH_EVERY": "1",
+        "TBA_PUBLISH_EVERY": "2",
         "TBA_CHECKPOINT_EVERY": "20",
     }
 

@@ -78,7 +78,7 @@ def test_an_unknown_field_is_refused_with_the_fields_that_are_known() -> None:
 
 def test_a_law_between_fields_is_told_in_its_own_words() -> None:
     _, expected, _ = only_fault({"sampling": {"temperature": 0}})
-    assert expected == "sampling.temperature must be above 0 to train; evaluation is greedy by itself"
+    assert expected == "temperature expected above 0 to train, got 0; evaluation is greedy by itself"
 
 
 def test_every_fault_of_a_body_is_told_at_once() -> None:
