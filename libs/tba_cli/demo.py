@@ -38,7 +38,8 @@ TASK: Final = Task(
     target=Target(beta=0.1),
     evaluate_every_versions=20,
 )
-_BUFFER: Final = {"TBA_GROUPS_PER_BATCH": "32"}
+# A short leash: generators that run far ahead only take the cores from the learner here.
+_BUFFER: Final = {"TBA_GROUPS_PER_BATCH": "32", "TBA_MAX_STALENESS_VERSIONS": "6"}
 _STALL_SECONDS: Final = 120.0
 _EVALUATION_SECONDS: Final = 120.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -113,6 +114,7 @@ def demo(
     from tba_cli.demo import DemoError, DemoOptions, main
     from tba_cli.local.stack import AlreadyRunning, StartError
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways of asking stop the platform first
     try:
         main(DemoOptions(directory=directory, steps=steps, generators=generators, seed=seed))
     except (AlreadyRunning, DemoError, StartError, TimeoutError) as error:

@@ -1,6 +1,7 @@
 """How a process lives: logs, signals, health. The same for every service, so that they die the same way too.
 
-SIGTERM and SIGINT set `stop`; the loop sees it between two turns, gives back what it has, and exits 0.
+SIGTERM and SIGINT set `stop`; the loop sees it between two turns, gives back what it has, and exits 0. A process
+that cannot, because what it waits for is gone, ends itself when its grace is over: nothing uncommitted is lost.
 Liveness is the age of the loop's heartbeat, never "the port answers".
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -22,6 +24,7 @@ from tba_common import metrics
 from tba_common.settings import ServiceSettings
 
 MAX_HEARTBEAT_AGE_SECONDS: Final = 120.0
+GRACE_SECONDS: Final = 25.0  # below the 30 that Kubernetes waits by default
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 log = logging.getLogger(__name__)
@@ -85,7 +88,15 @@ class Lifecycle:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         log.info("stopping", extra={"service": self.service, "signal": signal.Signals(number).name})
-        self.stop.set()
+        if not self.stop.is_set():
+            self.stop.set()
+            watchdog = threading.Timer(GRACE_SECONDS, self._end)
+            watchdog.daemon = True
+            watchdog.start()
+
+    def _end(self) -> None:
+        log.error("not stopped in time: ending", extra={"service": self.service, "grace_seconds": GRACE_SECONDS})
+        os._exit(1)
 
 
 def configure_logging(log_format: Literal["text", "json"]) -> None:

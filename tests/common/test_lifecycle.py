@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -83,3 +85,24 @@ def test_a_text_log_line_holds_its_fields(capfd: pytest.CaptureFixture[str]) -> 
     configure_logging("text")
     logging.getLogger("tba").info("weights loaded", extra={"policy_version": 42})
     assert "INFO tba: weights loaded policy_version=42" in capfd.readouterr().err
+
+
+STUCK = """
+import time
+from tba_common import lifecycle
+from tba_common.settings import ServiceSettings
+lifecycle.GRACE_SECONDS = 0.2
+with lifecycle.Lifecycle("tba-learner", ServiceSettings()) as life:
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_cannot_stop_ends_when_its_grace_is_over() -> None:
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert b"not stopped in time" in errors
