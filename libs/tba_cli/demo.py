@@ -29,7 +29,7 @@ from tba_common.tasks import PromptSpec, Sampling, ScorerTerm, Target, Task
 
 PROMPT_FORMAT: Final = "{a:02d}+{b:02d}="
 HELD_OUT: Final = 600
-START_ACCURACY: Final = 0.65
+START_ACCURACY: Final = 0.68
 TASK: Final = Task(
     name="addition",
     family="math",
@@ -38,8 +38,7 @@ TASK: Final = Task(
     target=Target(beta=0.1),
     evaluate_every_versions=20,
 )
-# A short leash: generators that run far ahead only take the cores from the learner here.
-_BUFFER: Final = {"TBA_GROUPS_PER_BATCH": "32", "TBA_MAX_STALENESS_VERSIONS": "6"}
+_BUFFER: Final = {"TBA_GROUPS_PER_BATCH": "32"}
 _STALL_SECONDS: Final = 120.0
 _EVALUATION_SECONDS: Final = 120.0
 
@@ -49,7 +48,7 @@ class DemoOptions:
     """How long and where. The defaults take a few minutes on two cores."""
 
     directory: Path = Path("runs/demo")
-    steps: int = 450
+    steps: int = 320
     supervised_steps: int = 600  # at most: it ends once it is right often enough
     generators: int = 2
     seed: int = 0
@@ -95,10 +94,11 @@ def _learner_settings(steps: int) -> dict[str, str]:
     warmup, decay = 10, steps // 2  # the decay settles a small policy on the noise of small batches
     return {
         "TBA_MAX_STEPS": str(steps),
-        "TBA_LEARNING_RATE": "5e-5",
+        "TBA_LEARNING_RATE": "4e-5",
         "TBA_LEARNING_RATE_SCHEDULE": f"{warmup}/{max(steps - warmup - decay, 0)}/{decay}",
-        "TBA_PUBLISH_EVERY": "2",
+        "TBA_PUBLISH_EVERY": "1",
         "TBA_CHECKPOINT_EVERY": "20",
+        "TBA_KEEP_VERSIONS": "100",  # an evaluation must find its version, and they come fast here
     }
 
 

@@ -123,7 +123,12 @@ class WeightStore:
         return sorted(int(path.name[1:]) for path in self._root.glob("v[0-9]*") if path.name[1:].isdigit())
 
     def collect(self, keep: int, also: Collection[int] = ()) -> list[int]:
-        """Delete all but the newest `keep` versions and those in `also`; return what was deleted."""
+        """Delete all but the newest `keep` versions and those in `also`; return what was deleted.
+
+        For the one publisher, between two versions: what a killed one left half written goes too.
+        """
+        for leftover in self._root.glob("v*.tmp"):
+            shutil.rmtree(leftover)
         gone = [version for version in self.versions()[: -keep or None] if version not in also]
         for version in gone:
             # Renamed first: a reader sees a version whole or not at all.

@@ -40,7 +40,7 @@ class LearnerSettings(ServiceSettings):
         default=10, ge=1, description="optimiser steps between checkpoints; large means many to repeat after a crash"
     )
     keep_versions: int = Field(
-        default=50,
+        default=20,
         ge=2,
         description="published versions kept on disk; too few, and an evaluation of an older one is dead-lettered",
     )

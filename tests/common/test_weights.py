@@ -127,3 +127,10 @@ def test_collecting_keeps_the_newest_and_the_named(store: WeightStore) -> None:
     assert store.collect(keep=2, also={1}) == [0, 2, 3]
     assert store.versions() == [1, 4, 5]
     assert store.collect(keep=10) == []
+
+
+def test_collecting_clears_what_a_killed_publisher_left_half_written(store: WeightStore, tmp_path: Path) -> None:
+    publish(store, 1)
+    (tmp_path / "weights" / "v000002.4242.tmp").mkdir()
+    store.collect(keep=2)
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["v000001"]
