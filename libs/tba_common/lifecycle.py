@@ -40,6 +40,8 @@ class Lifecycle:
         self._beat_at = time.monotonic()
         self._not_ready = "starting"
         self._server: ThreadingHTTPServer | None = None
+        self._watchdog = threading.Timer(GRACE_SECONDS, self._end)
+        self._watchdog.daemon = True
         configure_logging(settings.log_format)
 
     def beat(self) -> None:
@@ -79,6 +81,7 @@ class Lifecycle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
+        self._watchdog.cancel()
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -90,9 +93,7 @@ class Lifecycle:
         log.info("stopping", extra={"service": self.service, "signal": signal.Signals(number).name})
         if not self.stop.is_set():
             self.stop.set()
-            watchdog = threading.Timer(GRACE_SECONDS, self._end)
-            watchdog.daemon = True
-            watchdog.start()
+            self._watchdog.start()
 
     def _end(self) -> None:
         log.error("not stopped in time: ending", extra={"service": self.service, "grace_seconds": GRACE_SECONDS})

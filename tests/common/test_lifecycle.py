@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -85,6 +86,16 @@ def test_a_text_log_line_holds_its_fields(capfd: pytest.CaptureFixture[str]) -> 
     configure_logging("text")
     logging.getLogger("tba").info("weights loaded", extra={"policy_version": 42})
     assert "INFO tba: weights loaded policy_version=42" in capfd.readouterr().err
+
+
+def test_a_process_that_stopped_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(lifecycle, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(Lifecycle, "_end", lambda self: ended.set())
+    with Lifecycle("tba-learner", ServiceSettings()) as life:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert life.stop.wait(5)
+    assert not ended.wait(0.5)
 
 
 STUCK = """
