@@ -22,13 +22,19 @@ from tba_common.lifecycle import Lifecycle, configure_logging
 from tba_common.settings import ServiceSettings
 
 
-@pytest.fixture
-def life() -> Iterator[Lifecycle]:
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Give the test process its own signal handlers back."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    with Lifecycle("tba-learner", ServiceSettings(health_address="127.0.0.1:0")) as life:
-        yield life
+    yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def life() -> Iterator[Lifecycle]:
+    with Lifecycle("tba-learner", ServiceSettings(health_address="127.0.0.1:0")) as life:
+        yield life
 
 
 def get(life: Lifecycle, path: str) -> tuple[int, str]:
