@@ -85,8 +85,8 @@ def assert_nothing_lost_or_doubled(stack: Stack) -> None:
         assert one("SELECT count(*) FROM issues WHERE state = 'in_flight'") == 0
         # No trajectory twice, and each order's account equals what is in the store.
         assert one("SELECT count(*) - count(DISTINCT (prompt_id, fingerprint)) FROM trajectories") == 0
-        stored = one("SELECT sum(stored) FROM issues")
-        assert stored == one("SELECT count(*) FROM trajectories") + one("SELECT sum(evicted) FROM runs")
+        stored = one("SELECT sum(stored) FROM issues WHERE purpose = 'train'")
+        assert stored == one("SELECT count(*) FROM trajectories") + one("SELECT sum(evicted) FROM sampler_state")
         issued = one("SELECT sum(completions) FROM issues")
         settled = one("SELECT sum(stored + duplicates + dead_lettered + expired) FROM issues")
         assert issued == settled

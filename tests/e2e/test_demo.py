@@ -23,7 +23,7 @@ LIMIT_SECONDS = 900
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `tba demo` left behind."""
     directory = tmp_path_factory.mktemp("demo") / "run"
-    command = [sys.executable, "-m", "tba_cli.cli", "demo", "--directory", str(directory), "--steps", str(STEPS)]
+    command = [str(Path(sys.executable).with_name("tba")), "demo", "--directory", str(directory), "--steps", str(STEPS)]
     done = subprocess.run(command, timeout=LIMIT_SECONDS, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5_000:] + done.stderr[-5_000:]
     return directory
