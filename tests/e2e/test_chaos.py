@@ -94,5 +94,6 @@ def assert_nothing_lost_or_doubled(stack: Stack) -> None:
 
 def resumed_from_a_checkpoint(stack: Stack) -> bool:
     log = (stack.directory / "logs" / "tba-learner.log").read_text()
-    steps = [int(word.removeprefix("step=")) for word in log.split() if word.startswith("step=")]
-    return "resumed" in log and any(step > 0 for step in steps)
+    lines = [line for line in log.splitlines() if "services.learner.loop: resumed" in line]
+    steps = [int(word.removeprefix("step=")) for line in lines for word in line.split() if word.startswith("step=")]
+    return len(steps) == 2 and steps[0] == 0 and steps[1] > 0
