@@ -96,4 +96,4 @@ def resumed_from_a_checkpoint(stack: Stack) -> bool:
     log = (stack.directory / "logs" / "tba-learner.log").read_text()
     lines = [line for line in log.splitlines() if "services.learner.loop: resumed" in line]
     steps = [int(word.removeprefix("step=")) for line in lines for word in line.split() if word.startswith("step=")]
-    return len(steps) == 2 and steps[0] == 0 and steps[1] > 0
+    return len(steps) >= 2 and steps[0] == 0 and all(step > 0 for step in steps[1:])
