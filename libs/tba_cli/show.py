@@ -32,6 +32,7 @@ def answer(found: Answer | Sequence[Answer], page: RenderableType, *, as_json: b
 def tasks_table(tasks: Sequence[TaskAnswer]) -> Table:
     """One row a task."""
     table = Table("name", "family", "state", *_COUNTS, box=None, header_style="bold")
+    table.columns[0].overflow = "fold"  # a name is typed again: never cut it
     for column in table.columns[3:]:
         column.justify = "right"
     for task in tasks:

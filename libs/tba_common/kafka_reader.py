@@ -32,6 +32,7 @@ class Reader:
                 self._client.seek_to_beginning(tp)
         self._logs = LogWatch(self._client)
         self._watchdog = Watchdog(self._client)
+        self.logs_lost = 0  # times that logs were found to start anew
 
     def poll(self, timeout_seconds: float, limit: int | None = None) -> list[Record]:
         """Records of this run, in order within a partition, waiting for the first; empty when none came.
@@ -40,7 +41,7 @@ class Reader:
             BrokerError: records wait and are not fetched, or no broker has answered for minutes.
         """
         polled = self._client.poll(timeout_ms=int(timeout_seconds * 1000), max_records=limit)
-        self._logs.rewind_lost()
+        self.logs_lost += bool(self._logs.rewind_lost())
         self._watchdog.look(time.monotonic(), got_records=bool(polled))
         return [record for record in records_of(polled) if record.belongs_to(self._run_id)]
 

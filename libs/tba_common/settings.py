@@ -5,10 +5,14 @@ A service adds its own fields in its own `settings.py`. A test holds each to fif
 
 from __future__ import annotations
 
-from typing import Literal
+import sys
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+#: How a process ends whose settings are wrong: another start would not help.
+WRONG_SETTINGS: Final = 2
 
 
 class ServiceSettings(BaseSettings):
@@ -25,6 +29,23 @@ class ServiceSettings(BaseSettings):
         "pods bind 0.0.0.0 so that the kubelet can probe",
     )
     log_format: Literal["text", "json"] = "text"
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            SystemExit: a setting is wrong; its code is WRONG_SETTINGS, and stderr has one line for each fault.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            is_secret = cls.model_config.get("hide_input_in_errors", False)
+            for fault in error.errors():
+                name = "".join(f"TBA_{part}: ".upper() for part in fault["loc"][:1])
+                got = f", got {fault['input']!r}" if name and not is_secret and fault["type"] != "missing" else ""
+                sys.stderr.write(f"{name}{fault['msg'].removeprefix('Value error, ')}{got}\n")
+            raise SystemExit(WRONG_SETTINGS) from None
 
 
 class WorkerSettings(ServiceSettings):

@@ -7,7 +7,6 @@ talks to Kafka, so it accepts tasks while the line is down.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -15,7 +14,6 @@ from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
-from pydantic import ValidationError
 from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 
@@ -78,11 +76,7 @@ def create_app(settings: ApiSettings) -> FastAPI:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; requests in flight are answered first."""
-    try:
-        settings = ApiSettings()
-    except ValidationError as error:
-        sentences = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
-        sys.exit(f"tba-api: {sentences}")
+    settings = ApiSettings.from_environment()
     with Lifecycle("tba-api", settings) as life:
         for chatty in ("uvicorn", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)

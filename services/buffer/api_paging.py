@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.buffer.api_views import Listing
+from tba_common.tasks import TaskName
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ class StepPage(Asked):
 class EvaluationPage(Asked):
     """A page of evaluations by policy version."""
 
-    task: str | None = Field(default=None, max_length=63, description="name of a task; default: all")
+    task: TaskName | None = Field(default=None, description="name of a task; default: all")
     limit: int = Field(default=1_000, ge=1, le=1_000)
     after: str = Field(default="0.0", pattern=r"^[0-9]{1,9}\.[0-9]{1,18}$", description="next_after of a page")
 
@@ -43,7 +44,7 @@ class EvaluationPage(Asked):
 class TrajectoryPage(Asked):
     """A page of trajectories, newest first."""
 
-    task: str | None = Field(default=None, max_length=63, description="name of a task; default: all")
+    task: TaskName | None = Field(default=None, description="name of a task; default: all")
     policy_version: int | None = Field(default=None, ge=0, lt=2**31)
     min_reward: float | None = None
     max_reward: float | None = None

@@ -28,6 +28,7 @@ from services.buffer.tables import (
 router: Final = APIRouter(prefix="/v1", tags=["run"])
 _STEPS_OF_STALENESS: Final = 50
 _MINUTE_SECONDS: Final = 60
+_LATEST_ORDERS: Final = 16
 
 
 @router.get("/status", operation_id="getStatus")
@@ -59,6 +60,7 @@ def _status(connection: Connection, run_id: str) -> StatusView:
         since_trajectory_seconds=_since_trajectory(connection, run_id),
         since_step_seconds=_age(recent[0].created_at) if recent else None,
         usual_step_seconds=_step_seconds(recent),
+        refusal=_refusal(connection, run_id),
     )
     state, sentence = waiting_for(facts)
     return StatusView(
@@ -101,6 +103,16 @@ def _since_trajectory(connection: Connection, run_id: str) -> float | None:
     newest = select(trajectories.c.created_at).where(trajectories.c.run_id == run_id)
     created_at = connection.scalar(newest.order_by(trajectories.c.trajectory_id.desc()).limit(1))
     return None if created_at is None else _age(created_at)
+
+
+def _refusal(connection: Connection, run_id: str) -> str | None:
+    """Why the latest orders were dead-lettered; None if one of them was answered."""
+    settled = select(issues.c.dead_lettered).where(issues.c.run_id == run_id, issues.c.state == "settled")
+    latest = connection.scalars(settled.order_by(issues.c.issue_id.desc()).limit(_LATEST_ORDERS)).all()
+    if not latest or not all(latest):
+        return None
+    letters = select(dead_letters.c.reason).where(dead_letters.c.run_id == run_id, dead_letters.c.issue_id.is_not(None))
+    return connection.scalar(letters.order_by(dead_letters.c.dead_letter_id.desc()).limit(1))
 
 
 def _age(moment: datetime) -> float:

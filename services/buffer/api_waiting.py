@@ -36,6 +36,7 @@ class Facts:
     since_trajectory_seconds: float | None
     since_step_seconds: float | None
     usual_step_seconds: float | None
+    refusal: str | None = None  # why the latest orders were dead-lettered, if all of them were
 
 
 def waiting_for(facts: Facts) -> tuple[State, str]:
@@ -51,6 +52,8 @@ def waiting_for(facts: Facts) -> tuple[State, str]:
         return "waiting", sentence
     if facts.blocked == "in_flight" and _learner_is_silent(facts):
         return "stalled", f"No step for {facts.since_step_seconds:.0f} s with batches waiting: is the learner running?"
+    if facts.blocked != "in_flight" and facts.refusal is not None:
+        return "stalled", f"The latest prompts could not be served, the last one because: {facts.refusal}"
     if facts.blocked != "in_flight" and facts.prompts_in_flight and _is_long(facts.since_trajectory_seconds):
         out = f"{facts.prompts_in_flight} prompts are out"
         sentence = (

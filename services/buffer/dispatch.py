@@ -49,6 +49,7 @@ class Dispatcher:
         self._turnaround = Turnaround(resend_seconds)
         self._untrained: dict[int, float | None] = {}  # batch_id, ascending: when sent, None if it has to be
         self._next_batch_id = 1
+        self._first_on_log = 0  # what was sent before this batch, the broker has lost
         self._heard_at = float("-inf")  # when the learner last said anything
         self.samples = samples
         self.reason: Reason | None = "not_ready"
@@ -77,13 +78,21 @@ class Dispatcher:
             if isinstance(report, Step) and sent_at is not None:
                 self._turnaround.answered(now, now - sent_at)
             if isinstance(report, Resumed):
-                # What it lost it reads again from Kafka by itself: nothing is sent before the deadline.
+                # What it lost it reads again from Kafka by itself, if that is still there: then nothing is sent
+                # before the deadline.
                 log.info("learner resumed", extra={"batch_id": report.batch_id, "step": report.step})
                 unsent = {batch_id for batch_id, sent in self._untrained.items() if sent is None}
                 later = range(report.batch_id + 1, self._next_batch_id)
+                if report.batch_id + 1 < self._first_on_log:
+                    unsent, self._first_on_log = set(later), report.batch_id + 1
                 self._untrained = {batch_id: None if batch_id in unsent else now for batch_id in later}
             self._untrained = {b: sent for b, sent in self._untrained.items() if b > report.batch_id}
             self._next_batch_id = max(self._next_batch_id, report.batch_id + 1)
+
+    def lost(self) -> None:
+        """Count what was sent as lost, because the broker lost its logs: the next turn sends it again."""
+        self._untrained = dict.fromkeys(self._untrained)
+        self._first_on_log = min(self._untrained, default=self._next_batch_id)
 
     def turn(self, now: float, *, inserts: int, trainable: int, tasks: Mapping[int, KnownTask]) -> None:
         """Send what must be sent, in order, as long as the learner has fewer than two batches in hand."""

@@ -2,12 +2,13 @@
 
 Training prompts go round robin over the active tasks, the least ordered first, never the same one twice in flight,
 and never more than the learner can take in before they are too old. Evaluations go first, a bounded number at once.
+A prompt that nobody can serve rests before it is tried again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -17,7 +18,7 @@ from services.buffer import orders
 from services.buffer.in_flight import InFlight
 from services.buffer.lease import Lease
 from services.buffer.orders import EvaluationRequest, Issue, KnownTask, PromptText, Purpose
-from services.buffer.pacing import Turnaround
+from services.buffer.pacing import Resting, Turnaround
 from tba_common import topics
 from tba_common.messages import Prompt
 
@@ -42,6 +43,7 @@ class Feed:
         self._refreshed_at = float("-inf")
         self._requests: list[EvaluationRequest] = []
         self._first_task = 0
+        self._resting = Resting()
         self.in_flight = InFlight(topics.PROMPTS.partitions)
         self.tasks: dict[int, KnownTask] = {}
         self.trainable = 0  # prompts of active tasks, counted up to G
@@ -58,11 +60,20 @@ class Feed:
                 self.in_flight.restore(issue, now)
         self._refresh(now)
 
-    def settled(self, issue_ids: Iterable[int], now: float) -> None:
-        """Take note of orders that were settled, by an answer or a dead letter."""
+    def settled(self, issue_ids: Iterable[int], now: float, *, refused: Collection[int] = ()) -> None:
+        """Take note of orders that were settled, by an answer or, the `refused` ones, by a dead letter."""
         for issue_id in issue_ids:
-            if (waiting := self.in_flight.remove(issue_id)) is not None:
-                self._turnaround[waiting.issue.purpose].answered(now, now - waiting.sent_at)
+            if (waiting := self.in_flight.remove(issue_id)) is None:
+                continue
+            self._turnaround[waiting.issue.purpose].answered(now, now - waiting.sent_at)
+            if issue_id in refused:
+                self._resting.refused(waiting.issue.prompt_id, now)
+            else:
+                self._resting.served(waiting.issue.prompt_id)
+
+    def lost(self) -> None:
+        """Count everything in flight as lost, because the broker lost its logs: the next turn sends it again."""
+        self.in_flight.forget_when_sent()
 
     def turn(self, now: float, limit: int) -> int:
         """Send what is due: lost orders again, evaluations, and up to `limit` training prompts.
@@ -145,7 +156,7 @@ class Feed:
         if count <= 0 or not active:
             return
         start = self._first_task % len(active)
-        busy = self.in_flight.prompts("train")
+        busy = self.in_flight.prompts("train") | self._resting.prompts(now)
         made: list[tuple[Issue, PromptText]] = []
         with self._lease.transaction() as connection:
             for position, task_id in enumerate(active[start:] + active[:start]):

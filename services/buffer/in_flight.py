@@ -45,6 +45,10 @@ class InFlight:
             self._load[waiting.issue.partition] -= waiting.issue.completions
         return waiting
 
+    def forget_when_sent(self) -> None:
+        """Make every order overdue: what carried them is gone."""
+        self._waiting = {issue_id: Waiting(w.issue, float("-inf")) for issue_id, w in self._waiting.items()}
+
     def overdue(self, purpose: Purpose, sent_before: float) -> list[Issue]:
         """Return the orders that were last sent before a moment."""
         waiting = self._waiting.values()

@@ -1,4 +1,4 @@
-"""How long an answer takes, how much work keeps the generators busy, and what lies undrawn. Pure: time comes in."""
+"""How long an answer takes, how much work keeps the generators busy, what lies undrawn, and what rests. Pure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ _REMEMBERED: Final = 512
 _RECENT_SECONDS: Final = 30.0
 _PATIENCE: Final = 4.0
 _MAX_LAPSES: Final = 6
+_SHORTEST_REST_SECONDS: Final = 60.0
+_LONGEST_REST_SECONDS: Final = 3_600.0
 
 
 class Turnaround:
@@ -57,6 +59,30 @@ class Turnaround:
         is_full = len(recent) == _REMEMBERED
         rate = len(recent) / (max(now - self._answers[0][0], 1.0) if is_full else _RECENT_SECONDS)
         return max(least, round(rate * max(_RECENT_SECONDS, 2 * min(recent))))
+
+
+class Resting:
+    """Prompts that nobody could serve, such as one longer than the policy's context.
+
+    They rest longer after each refusal, up to an hour: at full speed they would fill the disk with dead letters.
+    """
+
+    def __init__(self) -> None:
+        self._resting: dict[int, tuple[float, float]] = {}  # prompt_id: (until, seconds)
+
+    def refused(self, prompt_id: int, now: float) -> None:
+        """Take note that an order of this prompt was dead-lettered."""
+        _, before = self._resting.get(prompt_id, (now, _SHORTEST_REST_SECONDS / 2))
+        seconds = min(2 * before, _LONGEST_REST_SECONDS)
+        self._resting[prompt_id] = (now + seconds, seconds)
+
+    def served(self, prompt_id: int) -> None:
+        """Take note that an order of this prompt was answered: whatever was wrong is over."""
+        self._resting.pop(prompt_id, None)
+
+    def prompts(self, now: float) -> set[int]:
+        """Return the prompts that are not to be ordered now."""
+        return {prompt_id for prompt_id, (until, _) in self._resting.items() if now < until}
 
 
 class Backlog:

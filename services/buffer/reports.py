@@ -31,7 +31,8 @@ def _apply_step(connection: Connection, run_id: str, step: Step) -> None:
         "report": {name: _json(value) for name, value in step.model_dump(mode="json").items()},
     }
     statement = insert(steps).values(run_id=run_id, step=step.step, **row)
-    connection.execute(statement.on_conflict_do_update(index_elements=[steps.c.run_id, steps.c.step], set_=row))
+    again = {**row, "created_at": func.now()}  # trained again after a restart: the learner is there now, not then
+    connection.execute(statement.on_conflict_do_update(index_elements=[steps.c.run_id, steps.c.step], set_=again))
     _mark_trained(connection, run_id, batch_id=step.batch_id, step=step.step)
     progress = {
         "step": step.step,

@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 class Source(Protocol):
     """Where records come from: tba_common.kafka.Reader."""
 
+    @property
+    def logs_lost(self) -> int: ...
+
     def poll(self, timeout_seconds: float, limit: int | None = None) -> list[Record]: ...
 
 
@@ -91,6 +94,7 @@ class Buffer:
         self._arrivals, self._steps = PerMinute(), PerMinute()
         self._outcomes: Counter[str] = Counter()
         self._said_at = float("-inf")
+        self._logs_lost = 0
         now = clock()
         self._feed.load(now)
         self._dispatcher.load(now)
@@ -107,6 +111,9 @@ class Buffer:
         now = self._clock()
         if records:
             self._take_in(records, now)
+        if source.logs_lost != self._logs_lost:
+            self._logs_lost = source.logs_lost
+            self._send_again()
         self._index.activate(self._feed.active)
         self._dispatcher.turn(now, inserts=self._inserts, trainable=self._feed.trainable, tasks=self._feed.tasks)
         self._count("expired", self._feed.turn(now, self._credits()))
@@ -126,10 +133,17 @@ class Buffer:
                 rejects=self._rejects,
             )
         self._follow(commit)
-        self._feed.settled((settlement.issue_id for _, settlement in commit.settled), now)
+        refused = {o.order.issue_id for o, _ in commit.settled if o.dead_lettered == o.order.completions}
+        self._feed.settled((settlement.issue_id for _, settlement in commit.settled), now, refused=refused)
         self._dispatcher.reported(commit.reports, now)
         self._arrivals.add(now, commit.inserts)
         self._steps.add(now, len(commit.reports))
+
+    def _send_again(self) -> None:
+        """A broker that lost what we read from it lost what we sent to it too: no deadline need be waited for."""
+        log.warning("the broker lost its logs: sending again what is in flight")
+        self._feed.lost()
+        self._dispatcher.lost()
 
     def _follow(self, commit: Commit) -> None:
         """Bring the index and the counters up to what was committed."""
@@ -217,7 +231,7 @@ def main() -> None:
     Raises:
         SystemExit: the database has another schema.
     """
-    settings = BufferSettings()
+    settings = BufferSettings.from_environment()
     with Lifecycle("tba-buffer", settings) as life:
         engine = create_engine(settings.database_url)
         try:

@@ -27,7 +27,7 @@ def run_worker() -> None:
     from services.generator.settings import GeneratorSettings
     from tba_common.lifecycle import Lifecycle
 
-    settings = GeneratorSettings()
+    settings = GeneratorSettings.from_environment()
     with Lifecycle("tba-generator", settings) as life, contextlib.ExitStack() as stack:
         worker = _worker(settings, life, stack)
         while not life.stop.is_set():

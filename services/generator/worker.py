@@ -188,6 +188,7 @@ class Worker:
             self._engine.submit(request)
         except UnusablePrompt as reason:
             self._reject(waiting.record, str(reason))
+            self._dead_letters.handled()  # the prompt's own fault: a task full of them must not stop the others
         else:
             self._in_flight[request.request_id] = _InFlight(waiting, request)
 

@@ -27,7 +27,7 @@ def run(name: str) -> None:
     from tba_common.lifecycle import Lifecycle
     from tba_common.topics import rollouts
 
-    settings, service = RewardSettings(), f"tba-reward-{name}"
+    settings, service = RewardSettings.from_environment(), f"tba-reward-{name}"
     # Closed in reverse: the worker's threads, the consumer before the producer whose acks it commits, the scorer.
     with Lifecycle(service, settings) as life, contextlib.ExitStack() as stack:
         scorer = stack.enter_context(open_scorer(name, settings))

@@ -40,6 +40,8 @@ def test_a_run_whose_batches_flow_waits_for_nothing() -> None:
         ({"blocked": "ratio"}, "waiting", "ahead of the generators"),
         ({"blocked": "in_flight"}, "running", "the learner works on the batches it has"),
         ({"blocked": "in_flight", "since_step_seconds": 200.0}, "stalled", "No step for 200 s"),
+        ({"blocked": "not_ready", "refusal": "too long"}, "stalled", "could not be served, the last one because: too"),
+        ({"blocked": "in_flight", "refusal": "too long"}, "running", "the learner works on the batches it has"),
         (
             {"blocked": "ratio", "since_trajectory_seconds": 121.0},
             "stalled",

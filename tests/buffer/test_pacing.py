@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.buffer.pacing import Backlog, Turnaround
+from services.buffer.pacing import Backlog, Resting, Turnaround
 
 
 def turnaround(*, answers: int, took: float, until: float = 30.0, shortest: float = 60.0) -> Turnaround:
@@ -82,3 +82,22 @@ def test_the_backlog_forgets_what_is_too_old() -> None:
     backlog.arrived(1, 4)
     backlog.forget(3)
     assert backlog.count({1}) == 1
+
+
+def test_a_refused_prompt_rests_longer_each_time_up_to_an_hour() -> None:
+    resting, now, rests = Resting(), 0.0, []
+    for _ in range(8):
+        resting.refused(7, now)
+        rests.append(next(s for s in range(60, 4_000, 60) if 7 not in resting.prompts(now + s)))
+        now += rests[-1]
+    assert rests == [60, 120, 240, 480, 960, 1_920, 3_600, 3_600]
+
+
+def test_an_answer_ends_the_rest_and_its_growth() -> None:
+    resting = Resting()
+    resting.refused(7, 0.0)
+    resting.refused(7, 0.0)
+    resting.served(7)
+    assert resting.prompts(0.0) == set()
+    resting.refused(7, 0.0)
+    assert resting.prompts(61.0) == set()

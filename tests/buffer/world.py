@@ -76,6 +76,7 @@ class FakeReader:
 
     def __init__(self, broker: FakeBroker, offsets: dict[tuple[str, int], int]) -> None:
         self._broker, self._next = broker, dict(offsets)
+        self.logs_lost = 0
 
     def rewind(self) -> None:
         """Read everything again."""

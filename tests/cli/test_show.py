@@ -69,3 +69,12 @@ def test_an_evaluation_without_answers_has_dashes() -> None:
     )
     assert "0/600 (1 lost)" in rendered(show.evaluations_table([waiting]))
     assert show.number(None, 3) == "-"
+
+
+def test_a_task_s_name_is_whole_on_a_narrow_terminal() -> None:
+    task = TaskAnswer.model_validate(TASK | {"name": "a-task-of-twenty-five-abc"})
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(show.tasks_table([task]))
+    rows = capture.get().splitlines()[1:]
+    assert "".join(row.split()[0] for row in rows) == task.name

@@ -169,6 +169,18 @@ def test_many_bad_messages_in_a_row_end_the_process(line: Line) -> None:
     assert len(line.broker.done) == 50
 
 
+def test_however_many_prompts_do_not_fit_the_model_the_others_are_answered(
+    line: Line, engine: ContinuousEngine
+) -> None:
+    for issue_id in range(60):
+        line.broker.post(prompt(issue_id, text="too long"))
+    line.broker.post(prompt(60))
+    for _ in range(61):
+        finish(line, engine)
+    assert len(line.broker.dead) == 60
+    assert line.answered() == [60]
+
+
 def test_prompts_share_the_engine_up_to_its_limit_and_a_larger_group_goes_alone(
     line: Line, engine: ContinuousEngine
 ) -> None:

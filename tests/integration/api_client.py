@@ -14,7 +14,18 @@ from starlette.testclient import TestClient
 from services.buffer.api import create_app
 from services.buffer.api_settings import ApiSettings
 from services.buffer.migrations import migrate
-from services.buffer.tables import batches, draws, evaluations, issues, payloads, prompts, runs, steps, trajectories
+from services.buffer.tables import (
+    batches,
+    dead_letters,
+    draws,
+    evaluations,
+    issues,
+    payloads,
+    prompts,
+    runs,
+    steps,
+    trajectories,
+)
 from tba_cli.local.postgres import create_database
 from tba_common.messages import Step
 
@@ -67,6 +78,12 @@ class Line:
         }
         statement = insert(issues).values(row | columns).returning(issues.c.issue_id)
         return int(self.connection.execute(statement).scalar_one())
+
+    def dead_letter(self, issue_id: int, reason: str) -> None:
+        """A service could not handle the message of an order."""
+        where = {"topic": "tba.prompts", "partition": 0, "offset": 0, "schema_header": "prompt/1", "body": b""}
+        row = {"run_id": self.run_id, "issue_id": issue_id, "service": "tba-generator", "reason": reason}
+        self.connection.execute(insert(dead_letters).values(row | where))
 
     def trajectory(self, task_id: int, prompt_id: int, *, issue_id: int, text: str = "2", **columns: Any) -> int:
         row = {

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from tests.integration.api_client import TASK, Line, migrated_database, serving
 
 pytestmark = pytest.mark.integration
+NAME = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
 HOSTILE = "<script>alert(1)</script>\u202e\x1b[31m\"'&"
 
 
@@ -76,6 +77,19 @@ def test_the_status_tells_what_the_tables_hold(client: TestClient, line: Line, t
         "in_flight": 2,
         "balances": True,
     }
+
+
+def test_the_status_says_why_nothing_comes_back_when_every_order_is_dead_lettered(
+    client: TestClient, line: Line, task_id: int
+) -> None:
+    first, second, _ = line.prompt_ids(task_id)
+    line.buffer_says(policy_version=2, trajectories=11, blocked="not_ready")
+    line.dead_letter(line.issue(task_id, first, state="settled", dead_lettered=2), "a prompt of 900 tokens")
+    status = client.get("/v1/status").json()
+    assert status["state"] == "stalled"
+    assert status["waiting_for"].endswith("the last one because: a prompt of 900 tokens")
+    line.issue(task_id, second, state="settled", stored=2)
+    assert client.get("/v1/status").json()["state"] == "waiting"
 
 
 def test_a_task_tells_how_far_it_has_come(client: TestClient, line: Line, task_id: int) -> None:
@@ -184,9 +198,11 @@ def test_what_a_model_wrote_is_never_more_than_a_json_string(client: TestClient,
         ("/v1/trajectories?limit=ten", "query:limit", "a valid integer, unable to parse string as an integer"),
         ("/v1/trajectories?min_reward=nan", "query:min_reward", "a finite number"),
         ("/v1/trajectories?rewrad=1", "query:rewrad", "no parameter of this name"),
+        ("/v1/trajectories?task=%00", "query:task", f"match pattern '{NAME}'"),
+        ("/v1/evaluations?task=%00", "query:task", f"match pattern '{NAME}'"),
         ("/v1/steps?after=99999999999", "query:after", "less than 2147483648"),
         ("/v1/evaluations?after=x", "query:after", "match pattern '^[0-9]{1,9}\\.[0-9]{1,18}$'"),
-        ("/v1/tasks/UPPER", "path:name", "match pattern '^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$'"),
+        ("/v1/tasks/UPPER", "path:name", f"match pattern '{NAME}'"),
         ("/v1/trajectories/abc", "path:trajectory_id", "a valid integer, unable to parse string as an integer"),
     ],
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import numpy as np
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
-from services.buffer.tables import batches, draws, payloads, runs, tasks, trajectories
+from services.buffer.tables import batches, draws, payloads, runs, steps, tasks, trajectories
 from tba_common import topics
 from tba_common.messages import Group, Resumed
 from tests.buffer.world import RUN, Running, World
@@ -187,6 +188,45 @@ def test_a_resumed_learner_loses_batches_and_they_are_sent_again_after_the_deadl
     world.report(2)
     running.turns(1)
     assert sent(world)[before:] == [2, 3, 4]
+
+
+def test_batches_are_sent_again_at_once_when_the_broker_lost_its_logs(world: World) -> None:
+    running = started(world, reissue_seconds=60)
+    first = content(world.broker.groups())
+    running.reader.logs_lost += 1
+    running.turns(3)
+    assert sent(world) == [1, 2, 1, 2]
+    assert content(world.broker.groups())[len(first) :] == first
+
+
+def test_batches_before_the_first_of_a_new_log_are_sent_again_when_the_learner_resumes_before_it(world: World) -> None:
+    running = started(world, reissue_seconds=60)
+    for batch_id in (1, 2, 3):
+        world.report(batch_id, checkpoint=1)
+        running.turns(1)
+    running.reader.logs_lost += 1
+    running.turns(2)
+    before = len(sent(world))
+    world.broker.send(topics.STEPS.name, Resumed(run_id=RUN, batch_id=1, step=1))
+    running.turns(2)
+    assert sent(world)[before:] == [2, 3]
+    world.broker.send(topics.STEPS.name, Resumed(run_id=RUN, batch_id=1, step=1))
+    running.turns(2)
+    assert sent(world)[before:] == [2, 3]  # these are on the new log
+
+
+def test_a_step_that_is_trained_again_is_reported_now(world: World) -> None:
+    running = started(world)
+    world.report(1)
+    running.turns(1)
+    with world.engine.begin() as connection:
+        connection.execute(update(steps).values(created_at=func.now() - timedelta(hours=1)))
+    world.broker.send(topics.STEPS.name, Resumed(run_id=RUN, batch_id=0, step=0))
+    world.report(1)
+    running.turns(1)
+    with world.reading() as connection:
+        recent = steps.c.created_at > func.now() - timedelta(minutes=1)
+        assert connection.scalar(select(recent).where(steps.c.step == 1))
 
 
 def test_a_report_stands_for_the_batches_before_it(world: World) -> None:

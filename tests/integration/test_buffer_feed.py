@@ -266,3 +266,37 @@ def test_lost_orders_of_a_paused_task_are_given_up_one_deadline_after_each_was_s
     world.now += 5.0
     running.turns(2)
     assert world.ledger().in_flight == 0
+
+
+def test_a_prompt_that_nobody_can_serve_rests_before_it_is_ordered_again(world: World) -> None:
+    world.add_task(train=1)
+    world.announce(0)
+    running = world.open()
+    running.turns()
+    world.broker.send(topics.DEAD_LETTERS.name, dead_letter(world.broker.prompts()[0].issue_id, "too long"))
+    running.turns()
+    world.now += 59.0
+    running.turns()
+    assert len(world.broker.prompts()) == 1
+    world.now += 2.0
+    running.turns()
+    assert len(world.broker.prompts()) == 2
+    world.answer(world.broker.prompts()[1])
+    running.turns()
+    assert len(world.broker.prompts()) == 3
+    assert (world.ledger().dead_lettered, world.ledger().stored) == (4, 4)
+
+
+def test_orders_are_sent_again_at_once_when_the_broker_lost_its_logs(world: World) -> None:
+    world.add_task(train=2)
+    world.announce(0)
+    running = world.open(reissue_seconds=60)
+    running.turns()
+    world.now += 1.0
+    running.reader.logs_lost += 1
+    running.turns()
+    orders = world.broker.prompts()
+    assert [(p.issue_id, p.attempt) for p in orders] == [(p.issue_id, a) for a in (1, 2) for p in orders[:2]]
+    world.answer_all()
+    running.turns()
+    assert world.ledger().in_flight == 4 * (len(world.broker.prompts()) - 4)

@@ -74,6 +74,8 @@ def test_the_same_records_again_change_nothing(world: World) -> None:
     world.report(1)
     world.broker.send(topics.DEAD_LETTERS.name, dead_letter(world.broker.prompts()[-1].issue_id))
     running.turns(1)
+    world.now += 61.0  # the prompt of the dead letter has rested
+    running.turns(1)
     before = world.ledger(), world.count(trajectories), world.count(steps), world.count(versions)
     again = world.open()
     again.reader.rewind()  # as if the offsets had been lost

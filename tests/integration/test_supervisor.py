@@ -197,6 +197,14 @@ def test_a_process_that_never_becomes_ready_ends_the_start_with_its_last_words(t
     assert supervisor.pids() == {}
 
 
+def test_a_process_with_wrong_settings_is_started_once_only(tmp_path: Path) -> None:
+    code = "import sys; print('TBA_RATE: no number', flush=True); sys.exit(2)"
+    supervisor = Supervisor([ProcessSpec(name="bad", command=python(code), ready=lambda: False)], tmp_path)
+    with pytest.raises(StartError, match=r"(?s)1 starts.*TBA_RATE: no number"):
+        supervisor.start()
+    assert supervisor.restarts() == {"bad": 0}
+
+
 def test_the_state_file_names_every_process_and_goes_with_the_supervisor(tmp_path: Path) -> None:
     state_path = tmp_path / STATE_FILE
     with Supervisor([ProcessSpec(name="one", command=python(FOR_EVER))], tmp_path) as supervisor:

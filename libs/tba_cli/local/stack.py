@@ -59,11 +59,13 @@ class Stack:
 
         Raises:
             AlreadyRunning: another stack lives in the directory.
-            StartError: a port is taken, or a process did not become ready; everything has been stopped again.
+            StartError: the model's folder has no policy, a port is taken, or a process did not become ready;
+                everything has been stopped again.
         """
         with ExitStack() as held:
             _lock(held.enter_context((self.directory / "lock").open("w")), self.directory)
             _end_leftovers(self.directory / STATE_FILE)
+            _check_model(self.options.model)
             _check_ports(self.options)
             self.supervisor.start()
             self._held = held.pop_all()
@@ -122,6 +124,14 @@ def _lock(file: IO[str], directory: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise AlreadyRunning(f"another stack is running in {directory}") from error
+
+
+def _check_model(model: str) -> None:
+    """Refuse a folder without a policy; whether a hub id exists only the hub can say."""
+    folder = Path(model)
+    is_folder = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1
+    if is_folder and not (folder / "config.json").is_file():
+        raise StartError(f"no policy in {model}: expected a Hugging Face folder with its config.json, or a hub id")
 
 
 def _check_ports(options: StackOptions) -> None:

@@ -21,6 +21,7 @@ from tba_cli.local import state_file
 from tba_cli.local.log_tail import LogTail, last_lines
 from tba_cli.local.process import Process, ProcessSpec
 from tba_cli.local.state_file import ProcessState, StackState
+from tba_common.settings import WRONG_SETTINGS
 
 OnLine = Callable[[str, str], None]  # (process name, line of its log)
 
@@ -190,7 +191,8 @@ def _stages(processes: list[Process]) -> list[list[Process]]:
 
 
 def _check_patience(process: Process, waited_seconds: float) -> None:
-    crashed = process.restart_at is not None and process.lives >= _LIVES_TO_BECOME_READY
+    lives = 1 if process.last_exit == WRONG_SETTINGS else _LIVES_TO_BECOME_READY
+    crashed = process.restart_at is not None and process.lives >= lives
     if crashed or waited_seconds > process.spec.ready_seconds:
         raise StartError(
             f"{process.spec.name} was not ready after {waited_seconds:.0f} s and {process.lives} starts"

@@ -27,7 +27,7 @@ class SchemaError(Exception):
 
 def main() -> None:
     """Migrate the database that the environment names."""
-    settings = BufferSettings()
+    settings = BufferSettings.from_environment()
     configure_logging(settings.log_format)
     migrate(settings.database_url)
     log.info("schema is current", extra={"revision": _head()})

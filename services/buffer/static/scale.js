@@ -5,6 +5,7 @@ export function range(values, include = []) {
   const all = [...values, ...include].filter(Number.isFinite);
   const low = Math.min(...all);
   const high = Math.max(...all);
+  if (low === 0 && high === 0) return [0, 1];
   const room = high > low ? (high - low) * 0.08 : Math.abs(high) * 0.1 || 1;
   return [include.includes(low) ? low : low - room, include.includes(high) ? high : high + room];
 }

@@ -35,3 +35,12 @@ def test_a_failed_start_gives_the_directory_back(tmp_path: Path) -> None:
             stack.start()
     with (tmp_path / "lock").open("w") as free:
         fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("folder", ["no/such/folder", "."])
+def test_a_folder_without_a_policy_is_named_before_anything_starts(tmp_path: Path, folder: str) -> None:
+    model = tmp_path / folder
+    stack = Stack(StackOptions(directory=tmp_path / "stack", model=str(model)))
+    with pytest.raises(StartError, match=f"no policy in {model}"):
+        stack.start()
+    assert stack.pids() == {}
