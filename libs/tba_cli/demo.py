@@ -48,7 +48,7 @@ class DemoOptions:
     """How long and where. The defaults take a few minutes on two cores."""
 
     directory: Path = Path("runs/demo")
-    steps: int = 320
+    steps: int = 360
     supervised_steps: int = 600  # at most: it ends once it is right often enough
     generators: int = 2
     seed: int = 0
@@ -91,10 +91,10 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
 
 
 def _learner_settings(steps: int) -> dict[str, str]:
-    warmup, decay = 10, steps // 2  # the decay settles a small policy on the noise of small batches
+    warmup, decay = 10, steps * 4 // 7  # the decay settles a small policy on the noise of small batches
     return {
         "TBA_MAX_STEPS": str(steps),
-        "TBA_LEARNING_RATE": "4e-5",
+        "TBA_LEARNING_RATE": "3e-5",
         "TBA_LEARNING_RATE_SCHEDULE": f"{warmup}/{max(steps - warmup - decay, 0)}/{decay}",
         "TBA_PUBLISH_EVERY": "1",
         "TBA_CHECKPOINT_EVERY": "20",

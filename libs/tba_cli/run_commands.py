@@ -106,7 +106,7 @@ def demo(
     directory: Annotated[Path, typer.Option(help="Where the report and the policy go; emptied first.")] = Path(
         "runs/demo"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 320,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 360,
     generators: Annotated[int, typer.Option(min=1, help="Processes that sample.")] = 2,
     seed: Annotated[int, typer.Option(help="Which problems are held out.")] = 0,
 ) -> None:
