@@ -29,6 +29,13 @@ def new_directory(final: Path) -> Iterator[Path]:
     _sync(final.parent)
 
 
+def delete_directory(directory: Path) -> None:
+    """Delete a directory; nobody sees a part of it, because it is renamed first."""
+    doomed = directory.with_name(f"{directory.name}.gone.tmp")
+    directory.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def sha256(path: Path) -> str:
     """The digest of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -55,7 +55,7 @@ class Learner:
         self._producer = producer
         self._dead_letters = dead_letters
         self._clock = clock
-        self._store = WeightStore(settings.weights_directory)
+        self._store = WeightStore(settings.weights_url)
         self._checkpoints = CheckpointStore(settings.checkpoint_directory)
         self._progress = self._checkpoints.load(updater) or Progress()
         self._saved = self._progress

@@ -1,33 +1,32 @@
-"""A version is whole and proven, or it is an error that says what was expected and what was found."""
+"""A version is whole and proven wherever it is stored, or it is an error that says expected and got."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
+import fsspec
 import pytest
-from safetensors.numpy import save_file
 
-from tba_common.messages import Weights
-from tba_common.weights import MANIFEST, Canary, WeightsError, WeightStore
-
-CANARY = Canary(token_ids=((1, 2, 3),), prompt_lengths=(1,), logprobs=(-4.5,))
+from tba_common.weights import MANIFEST, WeightsError, WeightStore
+from tests.common.stored_versions import CANARY, DAMAGES, Place, publish, value_of, write_model
 
 
-def write_model(directory: Path, value: float = 1.0) -> None:
-    save_file({"layer.weight": np.full((4, 4), value, np.float32)}, directory / "model.safetensors")
-    (directory / "config.json").write_text("{}")
+@pytest.fixture(params=["path", "file", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Each kind of store; on the last the same suite runs as on an object store."""
+    root = tmp_path / "weights"
+    url = {"path": str(root), "file": root.as_uri(), "memory": f"memory://{uuid.uuid4().hex}/weights"}[request.param]
+    yield Place(url, tmp_path / "cache")
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
-    return WeightStore(tmp_path / "weights")
-
-
-def publish(store: WeightStore, version: int, write: Callable[[Path], None] = write_model) -> Weights:
-    return store.publish("run", version, step=version * 2, write=write, canary=CANARY, steps_per_version=2)
+def store(place: Place) -> WeightStore:
+    return place.store
 
 
 def test_a_published_version_is_fetched_with_its_canary_and_tensor_names(store: WeightStore) -> None:
@@ -35,6 +34,22 @@ def test_a_published_version_is_fetched_with_its_canary_and_tensor_names(store: 
     assert (snapshot.version, snapshot.step) == (3, 6)
     assert snapshot.canary == CANARY
     assert snapshot.tensors == ("layer.weight",)
+    assert value_of(snapshot) == 1.0
+
+
+def test_files_in_folders_are_part_of_a_version(store: WeightStore) -> None:
+    def write(directory: Path) -> None:
+        write_model(directory)
+        (directory / "original").mkdir()
+        (directory / "original/notes.txt").write_text("")
+
+    publish(store, 3, write)
+    assert (store.find(3).directory / "original/notes.txt").read_bytes() == b""
+
+
+def test_an_announcement_says_where_the_version_is(place: Place) -> None:
+    uri = publish(place.store, 3).uri
+    assert json.loads(Place(uri, place.cache).read(MANIFEST))["version"] == 3
 
 
 def test_a_returning_learner_announces_the_same_pointer(store: WeightStore) -> None:
@@ -45,10 +60,11 @@ def test_a_returning_learner_announces_the_same_pointer(store: WeightStore) -> N
 def test_a_version_is_never_overwritten(store: WeightStore) -> None:
     publish(store, 1)
     with pytest.raises(WeightsError, match="version 1 exists already"):
-        publish(store, 1)
+        publish(store, 1, lambda directory: write_model(directory, 2.0))
+    assert value_of(store.find(1)) == 1.0
 
 
-def test_a_version_that_is_being_written_is_invisible(store: WeightStore, tmp_path: Path) -> None:
+def test_a_version_that_is_being_written_is_invisible(store: WeightStore) -> None:
     def interrupted(directory: Path) -> None:
         write_model(directory)
         raise KeyboardInterrupt
@@ -60,51 +76,36 @@ def test_a_version_that_is_being_written_is_invisible(store: WeightStore, tmp_pa
     assert store.versions() == [1]
 
 
-def write_a_config_alone(directory: Path) -> None:
-    (directory / "config.json").write_text("{}")
-
-
-def truncate(directory: Path) -> None:
-    path = directory / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-
-
-def flip_a_byte(directory: Path) -> None:
-    path = directory / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
-
-
-def remove_a_file(directory: Path) -> None:
-    (directory / "config.json").unlink()
-
-
-def edit_the_manifest(directory: Path) -> None:
-    manifest = json.loads((directory / MANIFEST).read_text())
-    manifest["step"] = 99
-    (directory / MANIFEST).write_text(json.dumps(manifest))
-
-
-def remove_everything(directory: Path) -> None:
-    for path in directory.iterdir():
-        path.unlink()
-    directory.rmdir()
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (truncate, r"model.safetensors expected \d+ bytes, got \d+"),
-        (flip_a_byte, "model.safetensors expected sha256"),
-        (remove_a_file, "config.json is missing"),
-        (edit_the_manifest, "manifest digest expected"),
-        (remove_everything, "expected a directory with manifest.json"),
-    ],
-)
-def test_damage_is_named(store: WeightStore, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
-    weights = publish(store, 7)
-    damage(tmp_path / "weights" / "v000007")
+@DAMAGES
+def test_damage_is_named(place: Place, damage: Callable[[Place], None], message: str) -> None:
+    weights = publish(place.store, 7)
+    damage(place)
     with pytest.raises(WeightsError, match=message):
-        store.fetch(weights)
+        place.store.fetch(weights)
+
+
+def test_a_manifest_that_does_not_read_is_named(place: Place) -> None:
+    publish(place.store, 7)
+    place.write(f"v000007/{MANIFEST}", place.read(f"v000007/{MANIFEST}")[:-8])
+    with pytest.raises(WeightsError, match=r"version 7: manifest\.json does not read: Invalid JSON"):
+        place.store.find(7)
+
+
+def test_a_manifest_of_another_version_is_refused(place: Place) -> None:
+    publish(place.store, 7)
+    place.write(f"v000008/{MANIFEST}", place.read(f"v000007/{MANIFEST}"))
+    with pytest.raises(WeightsError, match="expected version 8, the manifest says 7"):
+        place.store.find(8)
+
+
+@pytest.mark.parametrize("name", ["../../outside.json", "/outside.json"])
+def test_a_manifest_that_names_files_outside_its_version_is_refused(place: Place, name: str) -> None:
+    publish(place.store, 7)
+    manifest = json.loads(place.read(f"v000007/{MANIFEST}"))
+    manifest["files"][name] = {"bytes": 2, "sha256": "0"}
+    place.write(f"v000007/{MANIFEST}", json.dumps(manifest).encode())
+    with pytest.raises(WeightsError, match=r"the manifest names \['.*outside\.json'\]"):
+        place.store.find(7)
 
 
 def test_a_pickle_is_refused(store: WeightStore) -> None:
@@ -117,20 +118,37 @@ def test_a_pickle_is_refused(store: WeightStore) -> None:
 
 
 def test_a_version_without_tensors_is_refused(store: WeightStore) -> None:
+    def write(directory: Path) -> None:
+        (directory / "config.json").write_text("{}")
+
     with pytest.raises(WeightsError, match=r"expected a \.safetensors file, got \['config.json'\]"):
-        publish(store, 1, write_a_config_alone)
+        publish(store, 1, write)
 
 
-def test_collecting_keeps_the_newest_and_the_named(store: WeightStore) -> None:
+def test_collecting_keeps_the_newest_and_the_named(place: Place) -> None:
+    store = place.store
     for version in range(6):
         publish(store, version)
     assert store.collect(keep=2, also={1}) == [0, 2, 3]
     assert store.versions() == [1, 4, 5]
+    assert {name.split("/")[0] for name in place.names} == {"v000001", "v000004", "v000005"}
     assert store.collect(keep=10) == []
 
 
-def test_collecting_clears_what_a_killed_publisher_left_half_written(store: WeightStore, tmp_path: Path) -> None:
-    publish(store, 1)
-    (tmp_path / "weights" / "v000002.4242.tmp").mkdir()
-    store.collect(keep=2)
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["v000001"]
+def test_a_store_that_nothing_was_published_to_is_empty(store: WeightStore) -> None:
+    assert store.versions() == []
+    assert store.collect(keep=2) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://host/weights", "expected a path, file or one of .*'s3'.*, got https"),
+        ("file://weights", "expected file:///path, got file://weights"),
+        ("s3://key:hush@bucket/weights", "credentials come from the environment"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_and_its_secrets_are_not_shown(url: str, message: str) -> None:
+    with pytest.raises(WeightsError, match=message) as refused:
+        WeightStore(url)
+    assert "hush" not in str(refused.value)

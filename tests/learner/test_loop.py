@@ -62,7 +62,7 @@ class World:
     def start(self, **changes: Any) -> Life:
         """A new process; one that was not closed has crashed."""
         options: dict[str, Any] = {"checkpoint_directory": self.checkpoints, "run_id": RUN} | changes
-        settings = LearnerSettings(model=str(self.model), weights_directory=self.root / "weights", **options)
+        settings = LearnerSettings(model=str(self.model), weights_url=str(self.root / "weights"), **options)
         updater = self.make_updater(folder=self.model)
         self.broker.waiting.clear()
         learner = Learner(settings, updater, self.broker.producer(), self.broker.dead_letters(), clock=lambda: self.now)
