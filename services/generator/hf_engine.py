@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
@@ -27,10 +26,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils import logging as transformers_logging
 
 from services.generator.engine import Finished, LoadError, Request
+from services.generator.hf_adapter import HotAdapters
+from services.generator.hf_weights import copy_weights, read_snapshot
 from services.generator.prompt_tokens import prompt_token_ids
+from tba_common.base_model import is_adapter
 from tba_common.messages import Completion
 from tba_common.weights import Snapshot
 
@@ -49,7 +50,8 @@ class _Group:
 class HfEngine:
     """`services.generator.engine.Engine` on transformers: samples what is queued when `collect` is called.
 
-    `progress` is called with every token, so that a long batch is not mistaken for a dead process. Without a
+    `progress` is called with every token, so that a long batch is not mistaken for a dead process; what it raises
+    breaks the batch off. Without a
     `seed`, one comes from the operating system: no two processes, nor two lives of one, repeat their samples.
     """
 
@@ -72,6 +74,7 @@ class HfEngine:
         self._random.manual_seed(self._random.seed() if seed is None else seed)
         self.policy_version: int | None = None
         self._model: Any = None  # transformers.PreTrainedModel
+        self._adapters: HotAdapters | None = None  # what is on the model, where versions are adapters
         self._tokenizer: Any = None
         self._eos_token_ids: list[int] = []
         self._pad_token_id = 0
@@ -100,23 +103,41 @@ class HfEngine:
 
     def load(self, snapshot: Snapshot) -> None:
         try:
-            fresh = _read_model(snapshot, self._dtype)
-            if self._model is None:
-                self._adopt(fresh, snapshot.directory)
+            if is_adapter(snapshot.directory):
+                self._load_adapter(snapshot)
+            elif self._model is None:
+                # Copied, because what was read is a map of files that the learner will delete.
+                self._adopt(copy.deepcopy(read_snapshot(snapshot, self._dtype)), snapshot.directory)
             else:
-                _copy_weights(fresh, self._model)
+                copy_weights(read_snapshot(snapshot, self._dtype), self._model)
         except (OSError, ValueError, SafetensorError) as error:
             raise LoadError(f"version {snapshot.version}: {error}") from error
         self.policy_version = snapshot.version
 
+    def restore(self, snapshot: Snapshot) -> None:
+        self.load(snapshot)  # nothing is sampled between two calls
+
     def logprobs(self, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> list[float]:
         return [self._logprob(*pair) for pair in zip(sequences, prompt_lengths, strict=True)]
+
+    def close(self) -> None:
+        self._rows.clear()
 
     @torch.inference_mode()
     def _logprob(self, sequence: Sequence[int], prompt_length: int) -> float:
         token_ids = torch.tensor([sequence], device=self._device)  # [1, length]
         logits = self._model(input_ids=token_ids, use_cache=False).logits[0, prompt_length - 1 : -1].float()
         return float(logits.log_softmax(-1).gather(-1, token_ids[0, prompt_length:, None]).sum())
+
+    def _load_adapter(self, snapshot: Snapshot) -> None:
+        if self._adapters is not None:
+            self._adapters.load(snapshot)
+        elif self._model is None:
+            adapters = HotAdapters(snapshot, self._dtype)
+            self._adopt(adapters.model, snapshot.directory)
+            self._adapters = adapters
+        else:
+            raise ValueError("expected whole weights, as were loaded first, got an adapter")
 
     def _adopt(self, fresh: Any, directory: Path) -> None:
         """Take the first model, and the tokenizer that stays."""
@@ -130,8 +151,7 @@ class HfEngine:
         fresh.generation_config = GenerationConfig.from_dict({})
         layers = DynamicCache(config=fresh.config).layers
         self._shares_prompts = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-        # Copied, because what was read is a map of files that the learner will delete.
-        self._model = copy.deepcopy(fresh).to(self._device).eval().requires_grad_(False)
+        self._model = fresh.to(self._device).eval().requires_grad_(False)
         log.info("model built", extra={"device": str(self._device), "dtype": str(self._dtype)})
 
     def _sample(self, rows: Sequence[_Group]) -> list[Completion]:
@@ -247,53 +267,3 @@ def _nucleus(logprobs: Tensor, top_p: Tensor) -> Tensor:
     mass_before = probabilities.cumsum(-1) - probabilities
     cut = descending.masked_fill(mass_before >= top_p[:, None], -torch.inf)
     return torch.empty_like(cut).scatter_(-1, order, cut).log_softmax(-1)
-
-
-def _read_model(snapshot: Snapshot, dtype: torch.dtype) -> Any:
-    """The snapshot's model on the CPU: local files, safetensors, nobody's code, and not a tensor more or less.
-
-    Raises:
-        ValueError: tensors that the manifest, the files and the model do not agree on.
-    """
-    # What transformers would warn of is an error below, and its bars are not for a service's log.
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    different = _tensor_names(snapshot.directory) ^ set(snapshot.tensors)
-    if different:
-        raise ValueError(f"files and manifest differ in tensors {sorted(different)}")
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # its type does not know `output_loading_info`
-    model, report = from_pretrained(
-        snapshot.directory,
-        dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # so that they are reported
-        output_loading_info=True,
-    )
-    wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
-    if wrong:
-        raise ValueError(f"weights do not fit the model: {wrong}")
-    return model
-
-
-def _tensor_names(directory: Path) -> set[str]:
-    names: set[str] = set()
-    for path in directory.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names.update(file.keys())
-    return names
-
-
-def _copy_weights(fresh: Any, model: Any) -> None:
-    """Copy into the model's own memory; a tied head follows, being that memory.
-
-    Raises:
-        ValueError: another architecture; nothing was copied.
-    """
-    ours = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    theirs = {name: tensor.shape for name, tensor in fresh.state_dict().items()}
-    if ours != theirs:
-        different = sorted({name for name, _ in ours.items() ^ theirs.items()})
-        raise ValueError(f"another architecture than was loaded first, different in {different}")
-    model.load_state_dict(fresh.state_dict(), strict=True)

@@ -1,4 +1,4 @@
-"""What a learner needs to go on as if nothing had happened: weights, optimiser, and where it was on the line.
+"""What a learner needs to go on as if nothing had happened: trained weights, optimiser, and where it was on the line.
 
 A directory `step-00000040/` of safetensors and JSON, written aside, synced, renamed. The offset of the next batch
 lies beside the weights it belongs to, so a resumed run trains the same batches and, on CPU, is bit-equal.
@@ -58,7 +58,7 @@ class CheckpointStore:
         shutil.rmtree(final, ignore_errors=True)  # damaged, or the same step again: the one before it still stands
         with new_directory(final) as aside:
             save_file(_tensors(updater), aside / TENSORS)
-            state = {**asdict(progress), "sha256": sha256(aside / TENSORS)}
+            state = {**asdict(progress), "base": _base(updater), "sha256": sha256(aside / TENSORS)}
             (aside / STATE).write_text(json.dumps(state, indent=1))
         kept = [directory for directory in self._all() if directory <= final][-_KEEP:]
         for directory in self._directory.glob("step-*"):
@@ -75,11 +75,13 @@ class CheckpointStore:
         faults = []
         for directory in reversed(self._all()):
             try:
-                progress, tensors = _read(directory)
+                progress, base, tensors = _read(directory)
             except (OSError, ValueError, KeyError) as error:
                 faults.append(f"{directory.name}: {error}")
                 log.error("checkpoint is damaged", extra={"checkpoint": directory.name, "reason": str(error)})
                 continue
+            if base != _base(updater):
+                raise CheckpointError(f"the checkpoint's adapter lies on base {base}, expected {_base(updater)}")
             _restore(updater, tensors)
             return progress
         if faults:
@@ -90,9 +92,15 @@ class CheckpointStore:
         return sorted(path for path in self._directory.glob("step-*") if path.suffix != ".tmp")
 
 
+def _base(updater: Updater) -> str | None:
+    """The digest of what an adapter lies on, which is not in the checkpoint; None where every weight is."""
+    adapter = updater.policy.adapter
+    return None if adapter is None else adapter.base.digest
+
+
 def _tensors(updater: Updater) -> dict[str, Tensor]:
     tensors = {_RANDOM: torch.get_rng_state()}
-    for name, parameter in updater.policy.model.named_parameters():
+    for name, parameter in updater.policy.trained.items():
         tensors[f"model.{name}"] = parameter.detach().contiguous()
         for moment, value in updater.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value.contiguous()
@@ -100,7 +108,7 @@ def _tensors(updater: Updater) -> dict[str, Tensor]:
 
 
 def _restore(updater: Updater, tensors: dict[str, Tensor]) -> None:
-    parameters: dict[str, Tensor] = dict(updater.policy.model.named_parameters())
+    parameters = updater.policy.trained
     _check_fit(parameters, tensors)
     torch.set_rng_state(tensors[_RANDOM])
     state: dict[int, dict[str, Tensor]] = {}
@@ -120,10 +128,10 @@ def _check_fit(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> Non
         raise CheckpointError(f"the checkpoint is of another model: {len(different)} tensors differ, {different[:3]}")
 
 
-def _read(directory: Path) -> tuple[Progress, dict[str, Tensor]]:
+def _read(directory: Path) -> tuple[Progress, str | None, dict[str, Tensor]]:
     state: dict[str, Any] = json.loads((directory / STATE).read_text())
     digest = sha256(directory / TENSORS)
     if digest != state["sha256"]:
         raise ValueError(f"{TENSORS} expected sha256 {state['sha256']}, got {digest}")
     progress = Progress(step=state["step"], batch_id=state["batch_id"], next_offset=state["next_offset"])
-    return progress, load_file(directory / TENSORS)
+    return progress, state.get("base"), load_file(directory / TENSORS)

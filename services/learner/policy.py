@@ -2,6 +2,7 @@
 
 Weights are float32; on CUDA the matrix products run in bfloat16. Both models run under the same arithmetic, so
 before the first step the log ratio of the two is exactly zero. Only safetensors are read, and no remote code.
+The reference is a second model, or where an adapter is trained, the same one with its adapter off.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from services.learner.adapter import Adapter
 from services.learner.collate import Rows, pad_rows
+from services.learner.shared_prompts import shared_prompt_logprob, shares_prompts
+from tba_common.base_model import is_adapter
 from tba_common.weights import Canary
 
 # This is the door to transformers, and its bars are not for a service's log.
@@ -32,20 +36,32 @@ class Policy:
     """A causal language model in training, its tokenizer and its frozen reference."""
 
     model: Any  # transformers.PreTrainedModel
-    reference: Any
+    reference: Any  # called like the model
     tokenizer: Any
     device: torch.device
+    adapter: Adapter | None = None  # None where all weights are trained
 
     @classmethod
-    def load(cls, model: str, *, device: str = "auto") -> Policy:
+    def load(cls, model: str, *, device: str = "auto", lora_rank: int = 0) -> Policy:
         """Load a Hugging Face folder or hub id as the policy and as its reference.
+
+        A rank above 0 lays an adapter over it and trains that; 0 trains every weight.
 
         Raises:
             OSError: no such model, or it has no safetensors file.
+            ValueError: the folder holds an adapter.
         """
         where = choose_device(device)
-        reference = load_model(model, where).requires_grad_(False)
-        return cls(load_model(model, where), reference, AutoTokenizer.from_pretrained(model), where)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        if lora_rank:
+            adapter = Adapter.over(load_model(model, where), model, rank=lora_rank)
+            return cls(adapter.model, adapter.reference, tokenizer, where, adapter)
+        return cls(load_model(model, where), load_model(model, where).requires_grad_(False), tokenizer, where)
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """What the optimiser moves, by name: every weight, or those of the adapter."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
     @property
     def pad_token_id(self) -> int:
@@ -55,12 +71,12 @@ class Policy:
     def logprob(self, rows: Rows) -> Tensor:
         """Sum of log pi over each row's completion tokens, [rows] float32, with gradient."""
         with self._autocast():
-            return sequence_logprob(self.model, rows)
+            return self._logprob(self.model, rows)
 
     def ref_logprob(self, rows: Rows) -> Tensor:
         """The same sum under the frozen reference, [rows] float32."""
         with torch.no_grad(), self._autocast():
-            return sequence_logprob(self.reference, rows)
+            return self._logprob(self.reference, rows)
 
     def canary(self) -> Canary:
         """What these weights say about the canary texts, in float32 at temperature 1."""
@@ -81,8 +97,17 @@ class Policy:
         )
 
     def save(self, directory: Path) -> None:
-        """Write a complete Hugging Face folder: configuration, tokenizer, safetensors."""
-        save_model(self.model, self.tokenizer, directory)
+        """Write a complete Hugging Face folder, or the adapter's: configuration, tokenizer, safetensors."""
+        if self.adapter is None:
+            save_model(self.model, self.tokenizer, directory)
+        else:
+            self.adapter.save(directory)
+            self.tokenizer.save_pretrained(directory)
+
+    def _logprob(self, model: Any, rows: Rows) -> Tensor:
+        if shares_prompts(self.model.config, rows):
+            return shared_prompt_logprob(model, self.model.config, rows)
+        return sequence_logprob(model, rows)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -117,7 +142,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(model: str | Path, device: torch.device) -> Any:
-    """A float32 causal language model without dropout: a log-probability must be a function of the weights."""
+    """A float32 causal language model without dropout: a log-probability must be a function of the weights.
+
+    Raises:
+        ValueError: the folder holds an adapter, which transformers would lay over its base and train both.
+    """
+    if is_adapter(Path(model)):
+        raise ValueError(f"{model} holds an adapter, expected a whole model: merge it into its base first")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
