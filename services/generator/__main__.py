@@ -24,23 +24,26 @@ def main() -> None:
 
 def run_worker() -> None:
     """Sample until SIGTERM, then finish what is in flight."""
+    from services.generator.engine import Interrupted
     from services.generator.settings import GeneratorSettings
     from tba_common.lifecycle import Lifecycle
 
     settings = GeneratorSettings.from_environment()
     with Lifecycle("tba-generator", settings) as life, contextlib.ExitStack() as stack:
         worker = _worker(settings, life, stack)
-        while not life.stop.is_set():
-            worker.step()
-            life.beat()
-            life.ready(not worker.trouble, worker.trouble)
-        worker.drain()
+        with contextlib.suppress(Interrupted):
+            while not life.stop.is_set():
+                worker.step()
+                life.beat()
+                life.ready(not worker.trouble, worker.trouble)
+            worker.drain(lambda: life.seconds_left)
 
 
 def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.ExitStack) -> Worker:
     """Wire a worker to its doors; `stack` closes them, the consumer before the producer."""
     import os
     import socket
+    from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
 
@@ -52,14 +55,19 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.Exit
     from tba_common.weights import WeightStore
 
     servers, run_id, at_once = settings.kafka_servers, settings.run_id, settings.max_batch_completions
-    engine = _engine(settings, life)
+    engine = stack.enter_context(contextlib.closing(_engine(settings, life)))
     producer = stack.enter_context(contextlib.closing(Producer(servers, run_id)))
     reader = stack.enter_context(contextlib.closing(Reader(servers, run_id, [WEIGHTS.name], {})))
     consumer = Consumer(settings, PROMPTS.name, "tba-generator", window=2 * at_once)
     return Worker(
         engine=engine,
         weights=WeightSync(
-            engine, reader, WeightStore(settings.weights_directory), tolerance=settings.canary_tolerance
+            engine,
+            reader,
+            WeightStore(settings.weights_url, settings.weights_cache_directory),
+            tolerance=settings.canary_tolerance,
+            max_versions_behind=settings.max_versions_behind,
+            fetcher=stack.enter_context(ThreadPoolExecutor(1, "fetch")),
         ),
         consumer=stack.enter_context(contextlib.closing(consumer)),
         producer=producer,
@@ -72,13 +80,39 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.Exit
 
 
 def _engine(settings: GeneratorSettings, life: Lifecycle) -> Engine:
+    from importlib.util import find_spec
+
+    has_vllm = find_spec("vllm") is not None
+    if settings.engine == "vllm" and not has_vllm:
+        raise SystemExit("TBA_ENGINE=vllm: vLLM is not installed here; the extras are generator and generator-cpu")
+    if settings.engine == "transformers" or not has_vllm:
+        return _hf_engine(settings, life)
+    from services.generator.vllm_engine import VllmEngine
+
+    return VllmEngine(
+        dtype=settings.dtype,
+        max_batch_completions=settings.max_batch_completions,
+        cache_bytes=settings.cache_bytes,
+        tensor_parallel=settings.tensor_parallel,
+        progress=life.beat,
+    )
+
+
+def _hf_engine(settings: GeneratorSettings, life: Lifecycle) -> Engine:
+    from services.generator.engine import Interrupted
     from services.generator.hf_engine import HfEngine
+    from services.generator.worker import HAND_BACK_SECONDS
+
+    def progress() -> None:
+        life.beat()
+        if life.seconds_left < HAND_BACK_SECONDS:
+            raise Interrupted
 
     return HfEngine(
         device=settings.device,
         dtype=settings.dtype,
         max_batch_completions=settings.max_batch_completions,
-        progress=life.beat,
+        progress=progress,
     )
 
 

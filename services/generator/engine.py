@@ -19,6 +19,10 @@ class UnusablePrompt(Exception):
     """The engine cannot sample this prompt with these options, and never will; says why."""
 
 
+class Interrupted(Exception):
+    """Sampling was broken off because the process has to stop; nobody answered what was in flight."""
+
+
 class LoadError(Exception):
     """The snapshot does not fit the engine; what was loaded before still is."""
 
@@ -73,5 +77,15 @@ class Engine(Protocol):
             LoadError: missing, extra or misshapen tensors; the old weights keep serving.
         """
 
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put `snapshot` back, because what was loaded since did not prove itself; what that touched is sampled anew.
+
+        Raises:
+            LoadError: it cannot be loaded any more.
+        """
+
     def logprobs(self, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> list[float]:
         """Sum of natural log-probabilities at temperature 1 of each sequence's tokens after its prompt."""
+
+    def close(self) -> None:
+        """Give up what is in flight and free the device."""

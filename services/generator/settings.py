@@ -13,12 +13,18 @@ from tba_common.settings import WorkerSettings
 class GeneratorSettings(WorkerSettings):
     """Settings of `tba-generator`."""
 
-    weights_directory: Path = Field(
-        default=Path("runs/weights"),
-        description="the learner's published versions; anywhere else, the process waits for weights for ever",
+    weights_url: str = Field(
+        default="runs/weights",
+        description="the learner's published versions: a path, or a file://, s3:// or gs:// URL; anywhere else, the "
+        "process waits for weights for ever",
     )
-    engine: Literal["auto", "transformers"] = Field(
-        default="auto", description="auto takes the fastest engine installed; naming one that is not fails at start"
+    weights_cache_directory: Path = Field(
+        default=Path("runs/weights-cache"),
+        description="where versions from s3:// or gs:// lie; needs room for three, and on a disk that dies with the "
+        "pod each start downloads again",
+    )
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        default="auto", description="auto takes vLLM where installed; naming an engine that is not fails at start"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto takes CUDA where found; cpu on a GPU machine is many times slower"
@@ -33,6 +39,23 @@ class GeneratorSettings(WorkerSettings):
         ge=1,
         description="completions sampled at once; too many run out of memory when they grow long, "
         "too few leave the device idle",
+    )
+    tensor_parallel: int = Field(
+        default=1,
+        ge=1,
+        description="GPUs that hold one copy of the policy together, with vLLM; more than the pod has fails at start",
+    )
+    cache_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="attention cache of vLLM; 0 takes what a GPU has left, or 1 GiB on a CPU; too little, and "
+        "requests wait for one another",
+    )
+    max_versions_behind: int = Field(
+        default=8,
+        ge=0,
+        description="beyond this many published versions that it does not serve a process is not ready; too small "
+        "and it flickers while the learner publishes fast",
     )
     canary_tolerance: float = Field(
         default=0.05,

@@ -1,4 +1,4 @@
-"""Follows `tba.weights`: fetch and verify, swap, prove by canary; only a proven version serves.
+"""Follows `tba.weights`: fetch and verify while sampling goes on, swap, prove by canary; only a proven one serves.
 
 Law: at any moment one proven version is loaded, and `next_version` says which should be. Weights that fail leave
 the version before serving. They are tried once more, and then it is for the process to end, unless only
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,6 +59,14 @@ class _Failure:
     retry_at: float
 
 
+@dataclass(frozen=True)
+class _Fetch:
+    """A version on its way to this machine."""
+
+    version: int
+    snapshot: Future[Snapshot]
+
+
 class WeightSync:
     """The engine's weights: which are announced, which serve, and how one becomes the other."""
 
@@ -68,12 +77,17 @@ class WeightSync:
         store: WeightStore,
         *,
         tolerance: float,
+        max_versions_behind: int,
+        fetcher: Executor,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._reader = reader
         self._store = store
         self._tolerance = tolerance
+        self._max_versions_behind = max_versions_behind
+        self._fetcher = fetcher
+        self._fetch: _Fetch | None = None
         self._clock = clock
         self._newest: Weights | None = None
         self._serving: Snapshot | None = None
@@ -101,7 +115,12 @@ class WeightSync:
         failure = None if self._newest is None else self._failures.get(self._newest.version)
         if failure is not None:
             return failure.reason
-        return "" if self._serving is not None else "waiting for the first weights"
+        if self._serving is None:
+            return "waiting for the first weights"
+        behind = 0 if self._newest is None or self.turned_back else self._newest.version - self._serving.version
+        if behind > self._max_versions_behind:
+            return f"version {self._serving.version} serves, {behind} behind the newest"
+        return ""
 
     def poll(self, timeout_seconds: float) -> None:
         """Read announcements; the highest version counts, since a learner that comes back repeats itself."""
@@ -116,7 +135,10 @@ class WeightSync:
                 self._newest = message
 
     def load(self, version: int) -> None:
-        """Make `version` serve, or leave the one before and try again after RETRY_SECONDS.
+        """Take a step towards serving `version`: begin to fetch it, or swap it in once it is here.
+
+        A version that was on its way when a newer one came is taken too, so that fast publishing starves nobody.
+        One that fails leaves the version before serving, and is tried again after RETRY_SECONDS.
 
         Raises:
             WeightsRefused: it failed for the second time.
@@ -124,8 +146,24 @@ class WeightSync:
         failure = self._failures.get(version)
         if failure is not None and self._clock() < failure.retry_at:
             return
+        if self._fetch is None:
+            self._fetch = _Fetch(version, self._fetcher.submit(self._get, version))
+        if not self._fetch.snapshot.done():
+            return
+        fetched, self._fetch = self._fetch, None
+        if fetched.version == version or (self.serving or 0) < fetched.version < version:
+            self._try(fetched)
+
+    def _get(self, version: int) -> Snapshot:
+        newest = self._newest
+        if newest is not None and version == newest.version:
+            return self._store.fetch(newest)
+        return self._store.find(version)
+
+    def _try(self, fetched: _Fetch) -> None:
+        version, failure = fetched.version, self._failures.get(fetched.version)
         try:
-            self._swap(version)
+            self._swap(fetched.snapshot.result())
         except (WeightsError, LoadError, OSError) as error:
             fields = {"policy_version": version, "serving": self.serving, "reason": str(error)}
             log.error("weights refused", extra=fields)
@@ -135,12 +173,8 @@ class WeightSync:
         else:
             self._failures.pop(version, None)
 
-    def _swap(self, version: int) -> None:
-        if self._newest is not None and version == self._newest.version:
-            snapshot = self._store.fetch(self._newest)
-        else:
-            snapshot = self._store.find(version)
-        started = self._clock()
+    def _swap(self, snapshot: Snapshot) -> None:
+        version, started = snapshot.version, self._clock()
         self._engine.load(snapshot)
         gap = self._prove(snapshot)
         seconds = self._clock() - started
@@ -160,7 +194,7 @@ class WeightSync:
             return gap
         if self._serving is not None:
             try:
-                self._engine.load(self._serving)
+                self._engine.restore(self._serving)
             except LoadError as error:
                 raise RuntimeError("unproven weights are loaded and the proven ones are gone") from error
         raise WeightsError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +25,7 @@ from tba_common.kafka import Consumer, Producer, Record
 from tba_common.messages import Message, Prompt, Rollout
 from tba_common.topics import rollouts
 
+HAND_BACK_SECONDS: Final = 8.0  # of its grace, a process needs this to commit and leave
 _IDLE_SECONDS: Final = 0.25
 _FILL_SECONDS: Final = 0.03  # a batch waits this long for more prompts, no longer
 _COLLECT_SECONDS: Final = 0.25
@@ -97,18 +100,20 @@ class Worker:
             self._take()
         self._follow_weights()
         self._submit()
-        metrics.GENERATOR_IN_FLIGHT.set(len(self._waiting) + len(self._in_flight))
+        metrics.GENERATOR_RUNNING.set(self._completions_in_flight())
+        metrics.GENERATOR_WAITING.set(len(self._waiting))
         self._collect()
         self._settle()
 
-    def drain(self) -> None:
-        """Finish what is in flight; what has not started stays uncommitted and is another's to take."""
+    def drain(self, seconds_left: Callable[[], float] = lambda: math.inf) -> None:
+        """Finish what is in flight while there is time; the rest stays uncommitted and is another's to take."""
         self._consumer.stop_taking()
         self._waiting.clear()
-        while self._in_flight:
+        while self._in_flight and seconds_left() > HAND_BACK_SECONDS:
             self._collect()
             self._settle()
-        log.info("drained")
+        metrics.GENERATOR_HANDED_BACK.inc(len(self._in_flight))
+        log.info("drained", extra={"handed_back": len(self._in_flight)})
 
     def _take(self) -> None:
         """Take what fills the engine. Prompts that cannot start yet do not count: behind them may be some that can."""

@@ -108,8 +108,8 @@ def test_fewer_than_k_are_all_drawn_once_and_then_again_by_softmax() -> None:
 
 @pytest.mark.parametrize("inverse_temperature", [100.0, 500.0, 1e6])
 def test_a_high_inverse_temperature_draws_the_best_and_does_not_fail(inverse_temperature: float) -> None:
-    rewards = np.arange(30.0)  # the original raised "fewer non-zero entries in p than size" here
-    picks = pick(np.random.default_rng(5), inverse_temperature * rewards, ids(30), 20)
+    rewards = np.arange(30, dtype=np.float64)  # the original raised "fewer non-zero entries in p than size" here
+    picks = pick(np.random.default_rng(5), np.multiply(inverse_temperature, rewards), ids(30), 20)
     assert [int(p) for p in picks.positions] == list(range(29, 9, -1))
     assert np.isfinite(picks.draw_logprobs).all()
     assert (picks.draw_logprobs <= 1e-9).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -96,11 +97,12 @@ def test_a_text_log_line_holds_its_fields(capfd: pytest.CaptureFixture[str]) -> 
 
 def test_a_process_that_stopped_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
-    monkeypatch.setattr(lifecycle, "GRACE_SECONDS", 0.2)
     monkeypatch.setattr(Lifecycle, "_end", lambda self: ended.set())
-    with Lifecycle("tba-learner", ServiceSettings()) as life:
+    with Lifecycle("tba-learner", ServiceSettings(grace_seconds=0.2)) as life:
+        assert life.seconds_left == math.inf
         os.kill(os.getpid(), signal.SIGTERM)
         assert life.stop.wait(5)
+        assert life.seconds_left <= 0.2
     assert not ended.wait(0.5)
 
 
@@ -108,8 +110,7 @@ STUCK = """
 import time
 from tba_common import lifecycle
 from tba_common.settings import ServiceSettings
-lifecycle.GRACE_SECONDS = 0.2
-with lifecycle.Lifecycle("tba-learner", ServiceSettings()) as life:
+with lifecycle.Lifecycle("tba-learner", ServiceSettings(grace_seconds=0.2)) as life:
     print("up", flush=True)
     time.sleep(60)
 """

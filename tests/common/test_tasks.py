@@ -36,6 +36,11 @@ def test_a_task_needs_only_a_name_and_a_reward() -> None:
         ({"reward": [VERIFIER | {"weight": 1e9}]}, "reward.0.weight", "less than or equal to 1000"),
         ({"reward": [VERIFIER | {"weight": float("nan")}]}, "reward.0.weight", "finite number"),
         ({"sampling": {"temperature": 0}}, "sampling", "temperature expected above 0 to train, got 0"),
+        (
+            {"evaluation": {"completions": 4}},
+            "evaluation",
+            "completions expected 1 at temperature 0, where all are alike",
+        ),
         ({"sampling": {"completions": 0}}, "sampling.completions", "greater than or equal to 1"),
         ({"sampling": {"max_new_tokens": 40_000}}, "sampling.max_new_tokens", "less than or equal to 32768"),
         ({"target": {"beta": 0}}, "target.beta", "greater than 0"),

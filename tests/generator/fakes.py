@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from services.generator.engine import Finished, LoadError, Request, UnusablePrompt
 from tba_common.codec import BadMessage, encode
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, DeliveryError, Producer, Reader, Record
 from tba_common.messages import Completion, DeadLetter, Message, Rollout
-from tba_common.weights import Snapshot
+from tba_common.weights import Snapshot, WeightsError
+
+T = TypeVar("T")
 
 
 def record(message: Message | bytes, *, offset: int = 0, topic: str = "tba.prompts") -> Record:
@@ -105,6 +108,18 @@ class _Reader:
         return records
 
 
+class Inline(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except WeightsError as error:
+            future.set_exception(error)
+        return future
+
+
 class ContinuousEngine:
     """Keeps requests in flight until `finish` lets them go; each carries the oldest version that wrote it.
 
@@ -116,6 +131,7 @@ class ContinuousEngine:
         self.running: dict[int, tuple[Request, int]] = {}
         self.finishing: list[int] = []
         self.loads: list[int] = []
+        self.restored: list[int] = []
         self.damaged: set[int] = set()
         self.unloadable: set[int] = set()
         self._canary: tuple[float, ...] = ()
@@ -141,6 +157,13 @@ class ContinuousEngine:
         self.loads.append(snapshot.version)
         self.policy_version = snapshot.version
         self._canary = snapshot.canary.logprobs
+
+    def restore(self, snapshot: Snapshot) -> None:
+        self.restored.append(snapshot.version)
+        self.load(snapshot)
+
+    def close(self) -> None:
+        self.running.clear()
 
     def logprobs(self, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> list[float]:
         gap = 9.0 if self.policy_version in self.damaged else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from services.generator.weight_sync import (
     next_version,
 )
 from tba_common.weights import Canary
-from tests.generator.fakes import ContinuousEngine, FakeBroker
+from tests.generator.fakes import ContinuousEngine, FakeBroker, Inline
 from tests.generator.tiny_policy import CUTS, SEQUENCES, Policy, Publisher
 
 
@@ -61,7 +62,15 @@ class Line:
         self.now = 0.0
         self.broker = FakeBroker()
         self.publisher = publisher
-        self.sync = WeightSync(engine, self.broker.reader(), publisher.store, tolerance=0.05, clock=lambda: self.now)
+        self.sync = WeightSync(
+            engine,
+            self.broker.reader(),
+            publisher.store,
+            tolerance=0.05,
+            max_versions_behind=8,
+            fetcher=Inline(),
+            clock=lambda: self.now,
+        )
 
     def announce(self, version: int, **options: Any) -> None:
         self.broker.announce(self.publisher.publish(version, Policy(seed=version), **options))
@@ -239,3 +248,79 @@ def test_a_canary_of_another_policy_is_told_from_rounding(publisher: Publisher) 
     own, other = publisher.store.find(1).canary, publisher.snapshot(2, Policy(seed=2)).canary
     ours = engine.logprobs(SEQUENCES, CUTS)
     assert canary_gap(own, ours) < 0.05 < canary_gap(other, ours)
+
+
+class Held(Executor):
+    """Does what it was given when told to."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.waiting.append((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    def go(self) -> None:
+        future, work = self.waiting.pop(0)
+        future.set_result(work())
+
+
+@pytest.fixture
+def held(line: Line) -> Held:
+    """The line's versions arrive when told to; version 1 serves."""
+    line.announce(1)
+    line.sync.load(1)
+    line.sync._fetcher = held = Held()
+    return held
+
+
+def test_the_old_version_serves_while_the_new_one_is_fetched(line: Line, engine: ContinuousEngine, held: Held) -> None:
+    line.announce(2)
+    line.sync.load(2)
+    line.sync.load(2)
+    assert (line.sync.serving, engine.loads, len(held.waiting)) == (1, [1], 1)
+    held.go()
+    line.sync.load(2)
+    assert (line.sync.serving, engine.loads) == (2, [1, 2])
+
+
+def test_a_version_that_was_on_its_way_serves_until_a_newer_one_is_here(
+    line: Line, engine: ContinuousEngine, held: Held
+) -> None:
+    line.announce(2)
+    line.sync.load(2)
+    line.announce(3)
+    held.go()
+    line.sync.load(3)
+    assert line.sync.serving == 2
+    line.sync.load(3)
+    held.go()
+    line.sync.load(3)
+    assert engine.loads == [1, 2, 3]
+
+
+def test_a_version_that_nobody_waits_for_any_more_is_not_loaded(
+    line: Line, engine: ContinuousEngine, held: Held
+) -> None:
+    line.announce(2)
+    line.sync.load(2)
+    held.go()
+    line.sync.load(1)  # an evaluation wants the one that serves again
+    assert engine.loads == [1]
+
+
+def test_a_process_far_behind_the_newest_version_says_so(line: Line, held: Held) -> None:
+    line.announce(9)
+    assert line.sync.trouble == ""
+    line.announce(10)
+    assert line.sync.trouble == "version 1 serves, 9 behind the newest"
+
+
+def test_what_unproven_weights_touched_is_sampled_anew(line: Line, engine: ContinuousEngine) -> None:
+    line.announce(1)
+    line.sync.load(1)
+    engine.damaged.add(2)
+    line.announce(2)
+    line.sync.load(2)
+    assert engine.restored == [1]

@@ -14,7 +14,7 @@ from tba_common.delivery import TooManyBad
 from tba_common.kafka import DeliveryError
 from tba_common.messages import Prompt, Resumed
 from tba_common.tasks import Exploration, Sampling, ScorerTerm
-from tests.generator.fakes import ContinuousEngine, FakeBroker
+from tests.generator.fakes import ContinuousEngine, FakeBroker, Inline
 from tests.generator.tiny_policy import Policy, Publisher
 
 
@@ -42,7 +42,15 @@ class Line:
         self.now = 0.0
         self.broker = FakeBroker()
         self.publisher = publisher
-        self.weights = WeightSync(engine, self.broker.reader(), publisher.store, tolerance=0.05, clock=lambda: self.now)
+        self.weights = WeightSync(
+            engine,
+            self.broker.reader(),
+            publisher.store,
+            tolerance=0.05,
+            max_versions_behind=8,
+            fetcher=Inline(),
+            clock=lambda: self.now,
+        )
         self.worker = Worker(
             engine=engine,
             weights=self.weights,
@@ -326,3 +334,14 @@ def test_the_transformers_engine_answers_a_mixed_batch_end_to_end(publisher: Pub
     assert len({tuple(r.completions[0].token_ids) for r in evaluated}) == 1
     assert [letter.issue_id for letter in line.broker.dead] == [99]
     assert sorted(line.broker.done) == list(range(11))
+
+
+def test_what_is_not_finished_when_time_runs_out_is_left_to_another(line: Line, engine: ContinuousEngine) -> None:
+    line.broker.post(prompt(1))
+    line.broker.post(prompt(2))
+    line.worker.step()
+    times = iter((60.0, 30.0, 7.0))
+    engine.finishing = [next(iter(engine.running))]
+    line.worker.drain(lambda: next(times))
+    assert line.answered() == [1]
+    assert line.broker.done == [0]

@@ -212,6 +212,23 @@ def test_every_nth_version_is_evaluated_once_greedily_and_pinned(world: World) -
         assert None not in connection.execute(select(evaluation_requests.c.issued_at)).scalars().all()
 
 
+def test_an_evaluation_is_sampled_several_times_where_its_task_says_so(world: World) -> None:
+    asked = {"completions": 3, "temperature": 1.0}
+    world.add_task(train=0, held_out=2, evaluate_every_versions=1, evaluation=asked, sampling={"top_p": 0.9})
+    world.announce(0)
+    running = world.open()
+    running.turns()
+    world.now += 1.0
+    running.turns()
+    orders = world.broker.prompts()
+    assert [(p.purpose, p.policy_version) for p in orders] == [("eval", 0)] * 2
+    sampling = orders[0].sampling
+    assert (sampling.completions, sampling.temperature, sampling.top_p) == (3, 1.0, 1.0)
+    world.answer_all(start=0)
+    running.turns()
+    assert world.ledger("eval").stored == 6
+
+
 def test_a_task_posted_late_is_evaluated_at_the_version_that_is_announced_again(world: World) -> None:
     running = world.open()
     world.announce(4)

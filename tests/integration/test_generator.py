@@ -46,7 +46,7 @@ def generator(broker: str, run_id: str, weights: Path) -> Iterator[subprocess.Po
     environment = os.environ | {
         "TBA_KAFKA_SERVERS": broker,
         "TBA_RUN_ID": run_id,
-        "TBA_WEIGHTS_DIRECTORY": str(weights),
+        "TBA_WEIGHTS_URL": str(weights),
         "TBA_SHARING": "static",
         "TBA_CANARY_TOLERANCE": "0.001",
     }

@@ -39,7 +39,7 @@ def learner(broker: str, run_id: str, root: Path) -> Iterator[subprocess.Popen[b
         "TBA_KAFKA_SERVERS": broker,
         "TBA_RUN_ID": run_id,
         "TBA_MODEL": str(root / "model"),
-        "TBA_WEIGHTS_DIRECTORY": str(root / "weights"),
+        "TBA_WEIGHTS_URL": str(root / "weights"),
         "TBA_CHECKPOINT_DIRECTORY": str(root / "checkpoints"),
         "TBA_LEARNING_RATE": str(LEARNING_RATE),
         "TBA_LEARNING_RATE_SCHEDULE": SCHEDULE,

@@ -37,6 +37,7 @@ class StackOptions:
     postgres_port: int = 0
     generators: int = 2
     verifiers: int = 1
+    generator_python: str = sys.executable  # the interpreter of an environment with vLLM makes them run on it
     env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
@@ -115,7 +116,7 @@ def _sampling(options: StackOptions) -> Iterator[ProcessSpec]:
     for index in range(options.generators):
         yield ProcessSpec(
             name=f"tba-generator-{index}",
-            command=_python("services.generator", "worker"),
+            command=(options.generator_python, "-m", "services.generator", "worker"),
             env={**_share(index, options.generators), **_weights(options), **_ONE_THREAD},
             ready_seconds=_LOADING_SECONDS,
             with_previous=index > 0,
@@ -127,7 +128,7 @@ def _python(module: str, *arguments: str) -> tuple[str, ...]:
 
 
 def _weights(options: StackOptions) -> dict[str, str]:
-    return {"TBA_WEIGHTS_DIRECTORY": str(options.directory / "weights")}
+    return {"TBA_WEIGHTS_URL": str(options.directory / "weights")}
 
 
 def _share(index: int, count: int) -> dict[str, str]:

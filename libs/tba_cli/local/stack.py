@@ -83,6 +83,10 @@ class Stack:
         """How often each process was started again, by name."""
         return self.supervisor.restarts()
 
+    def last_exits(self) -> dict[str, int | None]:
+        """How each process ended the last time, by name: its exit code, negative for a signal."""
+        return self.supervisor.last_exits()
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signal a process as the world would; it will be started again."""
         self.supervisor.kill(name, number)

@@ -98,6 +98,10 @@ class Supervisor:
         """How often each process was started again."""
         return {name: process.restarts for name, process in self._processes.items()}
 
+    def last_exits(self) -> dict[str, int | None]:
+        """How each process ended the last time: its exit code, negative for a signal; None if it never has."""
+        return {name: process.last_exit for name, process in self._processes.items()}
+
     def done(self, name: str) -> bool:
         """Whether a finite process has done its work."""
         return self._processes[name].done

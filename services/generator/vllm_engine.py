@@ -1,0 +1,285 @@
+"""The door to vLLM: continuous batching in the background, weights swapped under requests in flight.
+
+vLLM's `AsyncLLM` lives on an event loop in a thread of its own; the worker's thread hands requests in and takes
+finished ones out. Every load gets a label that no other load had: it marks the tokens that were sampled with it,
+and keeps vLLM's prefix cache from mixing what different weights computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import logging
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, Literal, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from services.generator.engine import Finished, LoadError, Request
+from services.generator.prompt_tokens import prompt_token_ids
+from tba_common import metrics
+from tba_common.messages import Completion
+from tba_common.weights import Snapshot
+
+# Bound to cores, the threads of two engines on one machine would share them while other cores idle.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+from vllm import AsyncEngineArgs, SamplingParams  # reads the environment when imported
+from vllm.inputs.engine import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+logging.setLogRecordFactory(logging.LogRecord)  # vLLM's own puts its process's name on every line
+
+T = TypeVar("T")
+_CPU_CACHE_BYTES: Final = 2**30
+_BEAT_SECONDS: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A request in the engine."""
+
+    request: Request
+    prompt_token_ids: tuple[int, ...]
+
+
+class VllmEngine:
+    """`services.generator.engine.Engine` on vLLM: requests run from `submit` on, also while nobody collects.
+
+    `progress` is called while an engine starts, so that a long start is not mistaken for a dead process.
+    `cache_bytes` of 0 leaves the attention cache to vLLM on a GPU, and takes one GiB on a CPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        max_batch_completions: int = 256,
+        cache_bytes: int = 0,
+        tensor_parallel: int = 1,
+        progress: Callable[[], None] = lambda: None,
+        worker_extension: str = "services.generator.vllm_worker.VersionLoader",
+    ) -> None:
+        on_cpu = current_platform.is_cpu()
+        self._options: dict[str, Any] = {
+            "dtype": ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype,
+            "max_num_seqs": max_batch_completions,
+            "kv_cache_memory_bytes": cache_bytes or (_CPU_CACHE_BYTES if on_cpu else None),
+            "enforce_eager": on_cpu,  # compiling takes a minute and a C++ compiler, and gains little on a CPU
+            "tensor_parallel_size": tensor_parallel,
+            "distributed_executor_backend": "uni" if tensor_parallel == 1 else "mp",
+            "seed": secrets.randbits(31),  # no two processes, nor two lives of one, repeat their samples
+            "logprobs_mode": "processed_logprobs",  # of the distribution really sampled from
+            "generation_config": "vllm",  # sampling is the task's to define, not the folder's
+            "worker_extension_cls": worker_extension,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        self._progress = progress
+        self.policy_version: int | None = None
+        self._llm: Any = None  # AsyncLLM
+        self._tokenizer: Any = None
+        self._context_tokens: int | None = None
+        self._eos_token_ids: list[int] = []
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._loads = itertools.count()
+        self._label = ""
+        self._call_ids = itertools.count()
+        self._flights: dict[_Flight, concurrent.futures.Future[None]] = {}
+        self._finished: queue.SimpleQueue[tuple[_Flight, RequestOutput | BaseException]] = queue.SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        self._start(_Flight(request, prompt_token_ids(request, self._tokenizer, self._context_tokens)))
+
+    def collect(self, timeout_seconds: float) -> list[Finished]:
+        """Return what has finished.
+
+        Raises:
+            vllm.v1.engine.exceptions.EngineDeadError: vLLM's process is gone, and what was in flight with it.
+        """
+        found: list[Finished] = []
+        while True:
+            try:
+                flight, output = self._finished.get(timeout=0 if found else timeout_seconds)
+            except queue.Empty:
+                return found
+            self._flights.pop(flight, None)
+            if isinstance(output, BaseException):
+                raise output
+            completions = sorted(output.outputs, key=lambda completion: completion.index)
+            answers = tuple(self._completion(completion) for completion in completions)
+            found.append(Finished(flight.request.request_id, flight.prompt_token_ids, answers))
+
+    def load(self, snapshot: Snapshot) -> None:
+        shapes = _shapes(snapshot)
+        label = f"{snapshot.version}.{next(self._loads)}"
+        if self._llm is None:
+            self._run(self._open(snapshot.directory, label))
+            self._shapes = shapes
+        else:
+            _check_fit(snapshot.version, self._shapes, shapes)
+            self._run(self._swap(snapshot, label))
+        self._label, self.policy_version = label, snapshot.version
+
+    def restore(self, snapshot: Snapshot) -> None:
+        refused = self._label
+        again = [flight for flight, running in self._flights.items() if running.cancel()]
+        for flight, output in [self._finished.get() for _ in range(self._finished.qsize())]:
+            if isinstance(output, RequestOutput) and refused in _labels(output):
+                again.append(flight)
+            else:
+                self._finished.put((flight, output))
+        self.load(snapshot)
+        for flight in again:
+            self._start(flight)
+        log.warning("sampling anew what unproven weights touched", extra={"requests": len(again)})
+
+    def logprobs(self, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> list[float]:
+        return [self._run(self._logprob(*pair)) for pair in zip(sequences, prompt_lengths, strict=True)]
+
+    def close(self) -> None:
+        """End vLLM's process and the thread; what is in flight is given up."""
+        for running in self._flights.values():
+            running.cancel()
+        if self._llm is not None:
+            self._llm.shutdown(timeout=1.0)
+            self._run(asyncio.sleep(0))  # what was cancelled ends before its loop does
+            self._llm = None
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _start(self, flight: _Flight) -> None:
+        self._flights[flight] = asyncio.run_coroutine_threadsafe(self._sample(flight, self._label), self._loop)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work on the loop, with signs of life."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while True:
+            self._progress()
+            done, _ = concurrent.futures.wait([future], _BEAT_SECONDS)
+            if done:
+                return future.result()
+
+    async def _open(self, directory: Path, label: str) -> None:
+        """Start vLLM on the first version, and take the tokenizer that stays."""
+        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        self._context_tokens = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self._eos_token_ids = _eos_token_ids(directory, self._tokenizer)
+        arguments = AsyncEngineArgs(model=str(directory), **self._options)
+        self._llm = AsyncLLM.from_engine_args(arguments)
+        await self._llm.update_weight_version(label)
+
+    async def _swap(self, snapshot: Snapshot, label: str) -> None:
+        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        paused = perf_counter()
+        for read in await self._llm.collective_rpc("load_version", args=(str(snapshot.directory),)):
+            if sorted(read) != sorted(snapshot.tensors):
+                raise RuntimeError(f"version {snapshot.version}: expected {len(snapshot.tensors)} tensors read")
+        await self._llm.update_weight_version(label)
+        await self._llm.resume_generation()
+        metrics.GENERATOR_PAUSE_SECONDS.observe(perf_counter() - paused)
+
+    async def _sample(self, flight: _Flight, label: str) -> None:
+        request = flight.request
+        parameters = SamplingParams(
+            n=request.completions,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=self._eos_token_ids,
+            ignore_eos=True,  # vLLM knows one of them only
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        try:
+            output = await self._answer(flight.prompt_token_ids, parameters, label)
+        except Exception as error:  # raised again by `collect`, on the worker's thread
+            self._finished.put((flight, error))
+        else:
+            self._finished.put((flight, output))
+
+    async def _logprob(self, sequence: Sequence[int], prompt_length: int) -> float:
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        output = await self._answer(sequence, parameters, self._label)
+        assert output.prompt_logprobs is not None
+        pairs = list(zip(sequence, output.prompt_logprobs, strict=True))[prompt_length:]
+        return float(sum(position[token].logprob for token, position in pairs if position is not None))
+
+    async def _answer(self, token_ids: Sequence[int], parameters: SamplingParams, label: str) -> RequestOutput:
+        prompt = tokens_input(list(token_ids), cache_salt=label)
+        last: RequestOutput | None = None
+        async for output in self._llm.generate(prompt, parameters, request_id=str(next(self._call_ids))):
+            last = output
+        assert last is not None
+        return last
+
+    def _completion(self, output: CompletionOutput) -> Completion:
+        token_ids = list(output.token_ids)
+        spans = tuple((int(span.version.partition(".")[0]), span.end - span.start) for span in output.weight_versions)
+        return Completion(
+            token_ids=token_ids,
+            logprobs=output.logprobs.logprobs,
+            text=self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            finish_reason="eos" if token_ids[-1] in self._eos_token_ids else "length",
+            policy_version=min(version for version, _ in spans),
+            spans=spans if len(spans) > 1 else (),
+        )
+
+
+def _labels(output: RequestOutput) -> set[str]:
+    return {span.version for completion in output.outputs for span in completion.weight_versions or ()}
+
+
+def _eos_token_ids(directory: Path, tokenizer: Any) -> list[int]:
+    try:
+        found = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
+    except OSError:  # a folder may have none
+        found = None
+    return sorted({*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id} - {None})
+
+
+def _shapes(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a version; only the headers of its files are read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for path in sorted(snapshot.directory.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise LoadError(f"version {snapshot.version}: {error}") from error
+    if shapes.keys() != set(snapshot.tensors):
+        odd = sorted(shapes.keys() ^ set(snapshot.tensors))
+        raise LoadError(f"version {snapshot.version}: files and manifest disagree on {odd[:3]}")
+    return shapes
+
+
+def _check_fit(version: int, expected: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a version before vLLM touches it: one that fails on the way leaves an engine without weights."""
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
+            raise LoadError(
+                f"version {version}: tensor {name}: expected shape {expected.get(name)}, got {got.get(name)}"
+            )
