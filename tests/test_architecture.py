@@ -44,6 +44,7 @@ DOORS: Final = {
     },
     "transformers": {
         "services/generator/vllm_engine.py",
+        "services/generator/vllm_folders.py",
         "services/generator/hf_engine.py",
         "services/generator/hf_weights.py",
         "services/learner/adapter.py",

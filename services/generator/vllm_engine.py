@@ -2,7 +2,8 @@
 
 vLLM's `AsyncLLM` lives on an event loop in a thread of its own; the worker's thread hands requests in and takes
 finished ones out. Every load gets a label that no other load had: it marks the tokens that were sampled with it,
-and keeps vLLM's prefix cache from mixing what different weights computed.
+and keeps vLLM's prefix cache from mixing what different weights computed. Where versions are adapters, the label
+names the adapter, nothing stands still for a new one, and requests in flight end with the one they began with.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, Literal, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from services.generator.engine import Finished, LoadError, Request
 from services.generator.prompt_tokens import prompt_token_ids
+from services.generator.vllm_folders import Shapes, base_of, check_fit, eos_token_ids, lora_options, tensor_shapes
 from tba_common import metrics
+from tba_common.base_model import BaseModel, is_adapter
 from tba_common.messages import Completion
 from tba_common.weights import Snapshot
 
@@ -37,6 +39,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import AsyncEngineArgs, SamplingParams  # reads the environment when imported
 from vllm.inputs.engine import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -52,11 +55,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The weights that new requests get: a label, and the adapter where versions are adapters."""
+
+    label: str
+    adapter: LoRARequest | None = None
+
+    def version_of(self, label: str) -> int:
+        """The version of some tokens, given the label that vLLM put on them: an adapter's are all of one."""
+        return int((label if self.adapter is None else self.label).partition(".")[0])
+
+
+@dataclass(frozen=True, slots=True)
 class _Flight:
-    """A request in the engine."""
+    """A request in the engine, and the weights that it began with."""
 
     request: Request
     prompt_token_ids: tuple[int, ...]
+    weights: _Loaded = field(compare=False)
 
 
 class VllmEngine:
@@ -97,9 +113,10 @@ class VllmEngine:
         self._tokenizer: Any = None
         self._context_tokens: int | None = None
         self._eos_token_ids: list[int] = []
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._loads = itertools.count()
-        self._label = ""
+        self._shapes: Shapes = {}
+        self._base_digest = ""
+        self._loads = itertools.count(1)
+        self._loaded = _Loaded("")
         self._call_ids = itertools.count()
         self._flights: dict[_Flight, concurrent.futures.Future[None]] = {}
         self._finished: queue.SimpleQueue[tuple[_Flight, RequestOutput | BaseException]] = queue.SimpleQueue()
@@ -108,7 +125,8 @@ class VllmEngine:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        self._start(_Flight(request, prompt_token_ids(request, self._tokenizer, self._context_tokens)))
+        token_ids = prompt_token_ids(request, self._tokenizer, self._context_tokens)
+        self._start(_Flight(request, token_ids, self._loaded))
 
     def collect(self, timeout_seconds: float) -> list[Finished]:
         """Return what has finished.
@@ -126,31 +144,38 @@ class VllmEngine:
             if isinstance(output, BaseException):
                 raise output
             completions = sorted(output.outputs, key=lambda completion: completion.index)
-            answers = tuple(self._completion(completion) for completion in completions)
+            answers = tuple(self._completion(completion, flight.weights) for completion in completions)
             found.append(Finished(flight.request.request_id, flight.prompt_token_ids, answers))
 
     def load(self, snapshot: Snapshot) -> None:
-        shapes = _shapes(snapshot)
-        label = f"{snapshot.version}.{next(self._loads)}"
-        if self._llm is None:
-            self._run(self._open(snapshot.directory, label))
+        shapes, base = tensor_shapes(snapshot), base_of(snapshot)
+        number = next(self._loads)
+        label, first = f"{snapshot.version}.{number}", self._llm is None
+        if first:
+            self._run(self._open(snapshot, base))
             self._shapes = shapes
+        check_fit(snapshot.version, self._shapes, shapes)
+        adapter = None
+        if is_adapter(snapshot.directory):
+            adapter = LoRARequest(label, number, str(snapshot.directory))
+            self._add(snapshot, adapter)
         else:
-            _check_fit(snapshot.version, self._shapes, shapes)
-            self._run(self._swap(snapshot, label))
-        self._label, self.policy_version = label, snapshot.version
+            self._run(self._llm.update_weight_version(label) if first else self._swap(snapshot, label))
+        self._loaded, self.policy_version = _Loaded(label, adapter), snapshot.version
 
     def restore(self, snapshot: Snapshot) -> None:
-        refused = self._label
+        refused = self._loaded.label
         again = [flight for flight, running in self._flights.items() if running.cancel()]
         for flight, output in [self._finished.get() for _ in range(self._finished.qsize())]:
-            if isinstance(output, RequestOutput) and refused in _labels(output):
+            if isinstance(output, RequestOutput) and refused in {flight.weights.label} | _labels(output):
                 again.append(flight)
             else:
                 self._finished.put((flight, output))
+        for flight in again:
+            del self._flights[flight]
         self.load(snapshot)
         for flight in again:
-            self._start(flight)
+            self._start(replace(flight, weights=self._loaded))
         log.warning("sampling anew what unproven weights touched", extra={"requests": len(again)})
 
     def logprobs(self, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> list[float]:
@@ -169,7 +194,7 @@ class VllmEngine:
         self._loop.close()
 
     def _start(self, flight: _Flight) -> None:
-        self._flights[flight] = asyncio.run_coroutine_threadsafe(self._sample(flight, self._label), self._loop)
+        self._flights[flight] = asyncio.run_coroutine_threadsafe(self._sample(flight), self._loop)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for work on the loop, with signs of life."""
@@ -180,15 +205,22 @@ class VllmEngine:
             if done:
                 return future.result()
 
-    async def _open(self, directory: Path, label: str) -> None:
+    async def _open(self, snapshot: Snapshot, base: Path) -> None:
         """Start vLLM on the first version, and take the tokenizer that stays."""
-        self._tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        self._tokenizer = AutoTokenizer.from_pretrained(snapshot.directory, local_files_only=True)
+        config = AutoConfig.from_pretrained(base, local_files_only=True)
         self._context_tokens = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self._eos_token_ids = _eos_token_ids(directory, self._tokenizer)
-        arguments = AsyncEngineArgs(model=str(directory), **self._options)
+        self._eos_token_ids = eos_token_ids(base, self._tokenizer)
+        options = self._options | lora_options(snapshot.directory)
+        arguments = AsyncEngineArgs(model=str(base), tokenizer=str(snapshot.directory), **options)
         self._llm = AsyncLLM.from_engine_args(arguments)
-        await self._llm.update_weight_version(label)
+
+    def _add(self, snapshot: Snapshot, adapter: LoRARequest) -> None:
+        digest = BaseModel.of(snapshot.directory).digest
+        if digest != (self._base_digest or digest):
+            raise LoadError(f"version {snapshot.version}: expected base {self._base_digest}, got {digest}")
+        self._run(self._llm.add_lora(adapter))
+        self._base_digest = digest
 
     async def _swap(self, snapshot: Snapshot, label: str) -> None:
         await self._llm.pause_generation(mode="keep", clear_cache=False)
@@ -200,7 +232,7 @@ class VllmEngine:
         await self._llm.resume_generation()
         metrics.GENERATOR_PAUSE_SECONDS.observe(perf_counter() - paused)
 
-    async def _sample(self, flight: _Flight, label: str) -> None:
+    async def _sample(self, flight: _Flight) -> None:
         request = flight.request
         parameters = SamplingParams(
             n=request.completions,
@@ -215,7 +247,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
-            output = await self._answer(flight.prompt_token_ids, parameters, label)
+            output = await self._answer(flight.prompt_token_ids, parameters, flight.weights)
         except Exception as error:  # raised again by `collect`, on the worker's thread
             self._finished.put((flight, error))
         else:
@@ -223,22 +255,23 @@ class VllmEngine:
 
     async def _logprob(self, sequence: Sequence[int], prompt_length: int) -> float:
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        output = await self._answer(sequence, parameters, self._label)
+        output = await self._answer(sequence, parameters, self._loaded)
         assert output.prompt_logprobs is not None
         pairs = list(zip(sequence, output.prompt_logprobs, strict=True))[prompt_length:]
         return float(sum(position[token].logprob for token, position in pairs if position is not None))
 
-    async def _answer(self, token_ids: Sequence[int], parameters: SamplingParams, label: str) -> RequestOutput:
-        prompt = tokens_input(list(token_ids), cache_salt=label)
+    async def _answer(self, token_ids: Sequence[int], parameters: SamplingParams, weights: _Loaded) -> RequestOutput:
+        prompt = tokens_input(list(token_ids), cache_salt=weights.label)
+        name = str(next(self._call_ids))
         last: RequestOutput | None = None
-        async for output in self._llm.generate(prompt, parameters, request_id=str(next(self._call_ids))):
+        async for output in self._llm.generate(prompt, parameters, name, lora_request=weights.adapter):
             last = output
         assert last is not None
         return last
 
-    def _completion(self, output: CompletionOutput) -> Completion:
+    def _completion(self, output: CompletionOutput, began: _Loaded) -> Completion:
         token_ids = list(output.token_ids)
-        spans = tuple((int(span.version.partition(".")[0]), span.end - span.start) for span in output.weight_versions)
+        spans = tuple((began.version_of(span.version), span.end - span.start) for span in output.weight_versions)
         return Completion(
             token_ids=token_ids,
             logprobs=output.logprobs.logprobs,
@@ -251,35 +284,3 @@ class VllmEngine:
 
 def _labels(output: RequestOutput) -> set[str]:
     return {span.version for completion in output.outputs for span in completion.weight_versions or ()}
-
-
-def _eos_token_ids(directory: Path, tokenizer: Any) -> list[int]:
-    try:
-        found = GenerationConfig.from_pretrained(directory, local_files_only=True).eos_token_id
-    except OSError:  # a folder may have none
-        found = None
-    return sorted({*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id} - {None})
-
-
-def _shapes(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a version; only the headers of its files are read."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        for path in sorted(snapshot.directory.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise LoadError(f"version {snapshot.version}: {error}") from error
-    if shapes.keys() != set(snapshot.tensors):
-        odd = sorted(shapes.keys() ^ set(snapshot.tensors))
-        raise LoadError(f"version {snapshot.version}: files and manifest disagree on {odd[:3]}")
-    return shapes
-
-
-def _check_fit(version: int, expected: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...]]) -> None:
-    """Refuse a version before vLLM touches it: one that fails on the way leaves an engine without weights."""
-    for name in sorted(expected.keys() | got.keys()):
-        if expected.get(name) != got.get(name):
-            raise LoadError(
-                f"version {version}: tensor {name}: expected shape {expected.get(name)}, got {got.get(name)}"
-            )

@@ -138,15 +138,16 @@ def test_greedy_output_after_swaps_is_that_of_a_fresh_engine(engine: VllmEngine,
 
 
 def test_requests_that_unproven_weights_touched_are_sampled_anew(engine: VllmEngine, publisher: Publisher) -> None:
-    for request_id in range(4):
+    for request_id in range(8):  # four times what runs at once
         engine.submit(replace(LONG, request_id=request_id))
     engine.load(publisher.snapshot(5, replace(POLICY, seed=5)))
     engine.logprobs([(2, 3, 4)], [1])  # the canary runs beside them
     engine.restore(publisher.snapshot(6, POLICY))
-    finished = answers(engine, 4)
-    assert [one.request_id for one in finished] == [0, 1, 2, 3]
-    assert {completion.policy_version for one in finished for completion in one.completions} == {6}
-    assert all(completion.spans == () for one in finished for completion in one.completions)
+    finished = answers(engine, 8)
+    assert [one.request_id for one in finished] == list(range(8))
+    completions = [completion for one in finished for completion in one.completions]
+    assert {completion.policy_version for completion in completions} in ({6}, {0, 6})  # some may have been done before
+    assert all(completion.spans == () for completion in completions)
 
 
 def test_a_version_of_another_shape_is_refused_before_it_is_touched(engine: VllmEngine, publisher: Publisher) -> None:
