@@ -22,13 +22,18 @@ td.n { text-align: right; font-variant-numeric: tabular-nums } svg { max-width: 
 class Report:
     """The figures of a run; the fields of `report.json`.
 
-    Accuracies are shares of `held_out_problems` answered right by greedy sampling. `staleness` counts trained
-    trajectories by policy versions of age; `ledger` counts training completions.
+    Accuracies are shares of right answers to `held_out_problems`, answered as `evaluation` says; their intervals
+    are of 95%, with the problems as trials. `staleness` counts trained trajectories by policy versions of age;
+    `ledger` counts training completions.
     """
 
     accuracy_before: float
     accuracy_after: float
+    interval_before: tuple[float, float]
+    interval_after: tuple[float, float]
     held_out_problems: int
+    answers_per_problem: int
+    evaluation: str  # greedy, or sampled at which temperature
     steps: int
     policy_versions: int
     trajectories: int
@@ -36,13 +41,15 @@ class Report:
     dead_letters: int
     staleness: Mapping[str, int]
     seconds: float
-    seconds_of_supervised_start: float
+    seconds_of_preparation: float  # of the policy that it starts from
     completions_per_second: float
     ledger: Mapping[str, int]
     processes: Sequence[Mapping[str, Any]]
     restarts: Mapping[str, int]
     prompt_format: str
     run_id: str
+    preset: str
+    model: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Curves:
 
 def write_report(directory: Path, report: Report, curves: Curves) -> None:
     """Write both files into `directory`."""
-    (directory / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    (directory / "report.json").write_text(json.dumps({**asdict(report), "curves": asdict(curves)}, indent=2) + "\n")
     (directory / "report.html").write_text(_page(report, curves))
 
 
@@ -77,13 +84,22 @@ def _page(report: Report, curves: Curves) -> str:
         for name, value in report.ledger.items()
     )
     headline = (
-        f"Greedy accuracy on {report.held_out_problems} held-out problems: "
+        f"Accuracy on {report.held_out_problems} held-out problems, {report.evaluation}: "
         f"{report.accuracy_before:.1%} before, {report.accuracy_after:.1%} after {report.steps} steps"
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>TBA run {html.escape(report.run_id)}</title>'
-        f"<style>{_CSS}</style><h1>{html.escape(headline)}</h1>{figures}"
+        f"<style>{_CSS}</style><h1>{html.escape(headline)}</h1><p>{html.escape(_trust(report))}</p>{figures}"
         f"<h2>Figures</h2><table>{rows}</table><h2>Ledger, in completions</h2><table>{ledger}</table></html>\n"
+    )
+
+
+def _trust(report: Report) -> str:
+    before, after = (f"{low:.1%} to {high:.1%}" for low, high in (report.interval_before, report.interval_after))
+    answers = "once" if report.answers_per_problem == 1 else f"{report.answers_per_problem} times"
+    return (
+        f"95% intervals (Wilson, n = {report.held_out_problems} problems, each answered {answers}): "
+        f"{before} before, {after} after"
     )
 
 
@@ -102,7 +118,7 @@ def _figures(report: Report, curves: Curves) -> list[tuple[str, str]]:
     return [
         (
             _line(versions, accuracies, "policy version", "accuracy", marker="o"),
-            "Evaluation: held-out problems, greedy",
+            f"Evaluation: held-out problems, {report.evaluation}",
         ),
         (_line(steps, curves.rewards, "optimiser step", "mean reward"), "Reward of the trajectories in each batch"),
         (_line(steps, curves.losses, "optimiser step", "loss"), "Trajectory-balance loss"),

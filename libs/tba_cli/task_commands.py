@@ -123,7 +123,7 @@ def evaluate(
     output: Output = Format.table,
     policy_version: Annotated[int | None, typer.Option(help="Which version; the newest by default.")] = None,
 ) -> None:
-    """Ask for the held-out prompts to be answered greedily by one policy version."""
+    """Ask for the held-out prompts to be answered by one policy version."""
     from tba_cli import show
     from tba_cli.client import Client
 

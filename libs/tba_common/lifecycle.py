@@ -24,7 +24,12 @@ from tba_common import metrics
 from tba_common.settings import ServiceSettings
 
 MAX_HEARTBEAT_AGE_SECONDS: Final = 120.0
-_STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "vllm_process_name",  # vLLM puts it on every record
+}
 
 log = logging.getLogger(__name__)
 

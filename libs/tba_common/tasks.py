@@ -83,6 +83,22 @@ class Target(Frozen):
     anneal_steps: int = Field(default=0, ge=0)
 
 
+class Evaluation(Frozen):
+    """How held-out prompts are answered: once and greedily, or several times at a temperature.
+
+    The mean over samples is the accuracy of the policy itself, and steadier where few prompts are held out.
+    """
+
+    completions: int = Field(default=1, ge=1, le=1_024, description="answers per held-out prompt")
+    temperature: float = Field(default=0.0, ge=0, le=5, description="0: greedy")
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Evaluation:
+        if self.temperature == 0 and self.completions > 1:
+            raise ValueError(f"completions expected 1 at temperature 0, where all are alike, got {self.completions}")
+        return self
+
+
 class PromptSpec(Frozen):
     """One prompt as it is posted: text for the policy, the reference answer for the scorers."""
 
@@ -119,6 +135,7 @@ class Task(Frozen):
         le=0.9,
         description="share of train prompts moved to the eval split, by hash of the text",
     )
+    evaluation: Evaluation = Evaluation()
     evaluate_every_versions: int = Field(default=0, ge=0, description="0: only when asked")
 
     @field_validator("sampling")

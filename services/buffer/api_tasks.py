@@ -147,7 +147,7 @@ def delete_task(once: OnlyOnce, context: Shared, name: Name) -> Response:
 def evaluate_task(
     once: OnlyOnce, context: Shared, name: Name, body: Annotated[EvaluationBody, Depends(_evaluation_body)]
 ) -> Response:
-    """Ask for the held-out prompts to be answered greedily by one policy version, the newest by default."""
+    """Ask for the held-out prompts to be answered by one policy version, the newest by default."""
 
     def work(connection: Connection) -> Answer:
         row = find_row(connection, context.run_id, name)

@@ -67,7 +67,7 @@ class PostedPrompts(View):
 
 
 class EvaluationRequest(View):
-    """An evaluation that was accepted: every held-out prompt of the task, greedily, with one policy version."""
+    """An evaluation that was accepted: every held-out prompt of the task, with one policy version."""
 
     task: str
     policy_version: int

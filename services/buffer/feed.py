@@ -172,7 +172,8 @@ class Feed:
         if not prompts:
             return []
         purpose: Purpose = "train" if version is None else "eval"
-        completions = self.tasks[task_id].spec.sampling.completions if purpose == "train" else 1
+        task = self.tasks[task_id].spec
+        completions = (task.sampling if purpose == "train" else task.evaluation).completions
         reserve = self.in_flight.reserve
         made = [
             Issue(0, task_id, p.prompt_id, purpose, version, completions, attempt=1, partition=reserve(completions))

@@ -160,11 +160,11 @@ def find_texts(connection: Connection, prompt_ids: Collection[int]) -> dict[int,
 
 
 def message_of(run_id: str, issue: Issue, prompt: PromptText, task: Task) -> Prompt:
-    """Return the message that orders `issue`. Evaluation is greedy, one completion, without exploration."""
+    """Return the message that orders `issue`. Evaluation is sampled as its task says, without exploration."""
     sampling = task.sampling
     if issue.purpose == "eval":
-        greedy = {"completions": 1, "temperature": 0.0, "top_p": 1.0, "exploration": None}
-        sampling = sampling.model_copy(update=greedy)
+        asked = task.evaluation.model_dump()
+        sampling = sampling.model_copy(update={**asked, "top_p": 1.0, "exploration": None})
     return Prompt(
         run_id=run_id,
         issue_id=issue.issue_id,

@@ -45,8 +45,6 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-logging.setLogRecordFactory(logging.LogRecord)  # vLLM's own puts its process's name on every line
-
 T = TypeVar("T")
 _CPU_CACHE_BYTES: Final = 2**30
 _BEAT_SECONDS: Final = 1.0
@@ -186,8 +184,8 @@ class VllmEngine:
         for running in self._flights.values():
             running.cancel()
         if self._llm is not None:
+            self._run(self._stop_listening())  # or the end of vLLM's process would look like a crash
             self._llm.shutdown(timeout=1.0)
-            self._run(asyncio.sleep(0))  # what was cancelled ends before its loop does
             self._llm = None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -214,6 +212,12 @@ class VllmEngine:
         options = self._options | lora_options(snapshot.directory)
         arguments = AsyncEngineArgs(model=str(base), tokenizer=str(snapshot.directory), **options)
         self._llm = AsyncLLM.from_engine_args(arguments)
+
+    async def _stop_listening(self) -> None:
+        listening = self._llm.output_handler
+        if listening is not None:
+            listening.cancel()
+            await asyncio.wait([listening])
 
     def _add(self, snapshot: Snapshot, adapter: LoRARequest) -> None:
         digest = BaseModel.of(snapshot.directory).digest

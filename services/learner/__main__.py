@@ -1,4 +1,4 @@
-"""`python -m services.learner run | tiny | supervised`."""
+"""`python -m services.learner run | tiny | import-gguf | supervised`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def main() -> None:
 
         parameters = write_tiny(arguments.out, seed=arguments.seed)
         print(f"{arguments.out}: {parameters:,} parameters, untrained")  # noqa: T201
+    elif arguments.command == "import-gguf":
+        from services.learner.gguf_import import import_gguf
+
+        parameters = import_gguf(arguments.file, arguments.out)
+        print(f"{arguments.out}: {parameters:,} parameters, from {arguments.file.name}")  # noqa: T201
     else:
         from services.learner.supervised import train
 
@@ -38,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     tiny = commands.add_parser("tiny", help="make an untrained tiny policy, one token a character")
     tiny.add_argument("--out", type=Path, required=True)
     tiny.add_argument("--seed", type=int, default=0)
+    gguf = commands.add_parser("import-gguf", help="unpack a GGUF file into a Hugging Face folder of float32 weights")
+    gguf.add_argument("--file", type=Path, required=True)
+    gguf.add_argument("--out", type=Path, required=True)
     supervised = commands.add_parser("supervised", help="train a policy on text and reference pairs")
     supervised.add_argument("--model", required=True, help="Hugging Face folder or hub id")
     supervised.add_argument("--data", type=Path, required=True, help="JSONL with text and reference")
@@ -67,7 +75,7 @@ def _run() -> None:
         from services.learner.update import Updater
 
         updater = Updater(
-            Policy.load(settings.model, device=settings.device),
+            Policy.load(settings.model, device=settings.device, lora_rank=settings.lora_rank),
             learning_rate=settings.learning_rate,
             schedule=LearningRateSchedule.parse(settings.learning_rate_schedule),
             token_budget=settings.micro_batch_tokens,

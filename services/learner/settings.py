@@ -17,13 +17,22 @@ class LearnerSettings(ServiceSettings):
         description="Hugging Face folder or hub id: the policy to start from and the frozen reference; "
         "another one on a second start, and the reference no longer fits what was trained"
     )
-    weights_directory: Path = Field(
-        default=Path("runs/weights"),
-        description="where versions are published; generators must see the same files, or they keep old weights",
+    weights_url: str = Field(
+        default="runs/weights",
+        description="where versions are published: a path, or a file://, s3:// or gs:// URL; generators must see the "
+        "same files, or they keep old weights",
     )
     checkpoint_directory: Path = Field(
         default=Path("runs/checkpoints"),
         description="where the optimiser survives a crash; on a disk that dies with the pod, training starts over",
+    )
+    lora_rank: int = Field(
+        default=0,
+        ge=0,
+        le=512,
+        description="0 trains every weight; above, low-rank adapters on all linear layers: versions of megabytes "
+        "instead of gigabytes and no second model as reference, at about ten times the learning rate; another value "
+        "does not fit the checkpoints there are",
     )
     learning_rate: float = Field(
         default=1e-5, gt=0, le=1, description="peak rate of AdamW; too high and the policy collapses within steps"

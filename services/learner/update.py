@@ -56,7 +56,7 @@ class Updater:
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy = policy
-        self.optimizer = torch.optim.AdamW(policy.model.parameters(), lr=learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(policy.trained.values(), lr=learning_rate, weight_decay=0.0)
         self._learning_rate = learning_rate
         self._schedule = schedule
         self._token_budget = token_budget
@@ -69,7 +69,7 @@ class Updater:
             parameters["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         means = self._backward(groups)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), MAX_GRAD_NORM))
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.policy.trained.values(), MAX_GRAD_NORM))
         finite = math.isfinite(grad_norm) and bool(means.isfinite().all())
         if finite:
             self.optimizer.step()

@@ -11,7 +11,11 @@ from tba_cli.report import Curves, Report, write_report
 REPORT = Report(
     accuracy_before=0.6,
     accuracy_after=0.95,
+    interval_before=(0.56, 0.638),
+    interval_after=(0.93, 0.965),
     held_out_problems=600,
+    answers_per_problem=1,
+    evaluation="greedy",
     steps=30,
     policy_versions=15,
     trajectories=4_000,
@@ -19,13 +23,15 @@ REPORT = Report(
     dead_letters=0,
     staleness={"1": 100, "10": 3, "2": 50},
     seconds=200.0,
-    seconds_of_supervised_start=60.0,
+    seconds_of_preparation=60.0,
     completions_per_second=80.0,
     ledger={"issued": 5_000, "stored": 4_000, "duplicates": 1_000},
     processes=[{"name": "tba-learner", "pid": 1}],
     restarts={},
     prompt_format="{a:02d}+{b:02d}=",
     run_id="demo",
+    preset="addition",
+    model="runs/demo/start",
 )
 CURVES = Curves(
     rewards=[0.5] * 30,
@@ -40,6 +46,9 @@ def test_the_json_holds_every_figure(tmp_path: Path) -> None:
     write_report(tmp_path, REPORT, CURVES)
     figures = json.loads((tmp_path / "report.json").read_text())
     assert figures["accuracy_after"] == 0.95
+    assert figures["interval_after"] == [0.93, 0.965]
+    assert figures["curves"]["rewards"] == CURVES.rewards
+    assert figures["curves"]["evaluations"] == [[0, 0.6], [10, 0.95]]
     assert figures["staleness"] == {"1": 100, "10": 3, "2": 50}
     assert figures["processes"] == [{"name": "tba-learner", "pid": 1}]
 
@@ -48,7 +57,8 @@ def test_the_page_shows_five_pictures_and_needs_no_network(tmp_path: Path) -> No
     write_report(tmp_path, REPORT, CURVES)
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 5
-    assert "60.0% before, 95.0% after 30 steps" in page
+    assert "600 held-out problems, greedy: 60.0% before, 95.0% after 30 steps" in page
+    assert "n = 600 problems, each answered once): 56.0% to 63.8% before, 93.0% to 96.5% after" in page
     assert "<script" not in page
     assert "src=" not in page
 

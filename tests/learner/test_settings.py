@@ -21,6 +21,7 @@ def test_the_model_is_all_that_has_to_be_said(monkeypatch: pytest.MonkeyPatch) -
     [
         ("learning_rate_schedule", "50/350"),
         ("learning_rate", 0),
+        ("lora_rank", -1),
         ("publish_every", 0),
         ("checkpoint_every", 0),
         ("keep_versions", 1),

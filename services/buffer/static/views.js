@@ -18,7 +18,7 @@ const EXAMPLE = `-H 'Content-Type: application/json' -d '{
 
 const charts = {
   evaluation: new LineChart(byId("chart-evaluation"), {
-    title: "Evaluation", about: "Mean reward on held-out prompts, greedy, by policy version",
+    title: "Evaluation", about: "Mean reward on held-out prompts, by policy version",
     xName: "version", format: (value) => number(value, 3),
     nothing: "No evaluation yet. A task with held-out prompts is evaluated when asked, or every few versions.",
   }),

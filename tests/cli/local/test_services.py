@@ -45,10 +45,10 @@ def test_processes_of_one_kind_share_the_partitions(options: StackOptions) -> No
         assert {share["TBA_SHARING"] for share in shares} == {"static"}
 
 
-def test_learner_and_generators_meet_at_one_weights_directory(options: StackOptions) -> None:
+def test_learner_and_generators_meet_at_one_weights_url(options: StackOptions) -> None:
     found = by_name(options)
-    directories = {found[name].env["TBA_WEIGHTS_DIRECTORY"] for name in ("tba-learner", "tba-generator-0")}
-    assert directories == {str(options.directory / "weights")}
+    urls = {found[name].env["TBA_WEIGHTS_URL"] for name in ("tba-learner", "tba-generator-0")}
+    assert urls == {str(options.directory / "weights")}
 
 
 def test_settings_are_added_to_every_process_of_a_kind_and_to_no_other(options: StackOptions) -> None:

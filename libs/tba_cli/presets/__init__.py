@@ -1,0 +1,1 @@
+"""What `tba demo` can teach, each in its own file."""
