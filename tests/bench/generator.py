@@ -127,7 +127,7 @@ def wait_until(condition: Any, seconds: float) -> float:
 def offline(model: Path, prompts: list[list[int]]) -> float:
     """Tokens a second of `LLM.generate`."""
     asked = {"prompts": prompts, "completions": COMPLETIONS, "tokens": TOKENS, "at_once": AT_ONCE, "dtype": DTYPE}
-    command = [str(PYTHON), "-m", "tests.bench.offline_vllm", "--model", str(model)]
+    command = [str(PYTHON), "-m", "tests.bench._offline_vllm", "--model", str(model)]
     env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # as the service; bound, it would leave a core idle
     done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True, env=env)
     figures = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))  # vLLM speaks last

@@ -1,6 +1,6 @@
 """vLLM's own offline generation, the measure of what the service adds. Runs where vLLM is installed.
 
-    .venv-vllm/bin/python -m tests.bench.offline_vllm --model FOLDER
+    .venv-vllm/bin/python -m tests.bench._offline_vllm --model FOLDER
 
 Reads prompts and lengths from standard input as JSON; the last line is one JSON object.
 """
