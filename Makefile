@@ -71,10 +71,10 @@ MODEL_ROOMS := tests/generator tests/learner
 REST := $(filter-out $(MODEL_ROOMS) tests/integration tests/e2e tests/bench tests/vllm,$(wildcard tests/*[a-z]))
 .PHONY: unit-models unit-rest
 unit-models:
-	$(BIN)/pytest $(MODEL_ROOMS)
+	$(BIN)/pytest -m "not integration" $(MODEL_ROOMS)
 
 unit-rest:
-	$(BIN)/pytest $(filter-out %/conftest.py,$(REST))
+	$(BIN)/pytest -m "not integration" $(filter-out %/conftest.py,$(REST))
 
 lint: $(READY)  ## formatting, lint rules, strict types
 	$(BIN)/ruff format --check .
