@@ -9,7 +9,6 @@ names the adapter, nothing stands still for a new one, and requests in flight en
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import itertools
 import logging
 import os
@@ -17,7 +16,8 @@ import queue
 import secrets
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, Literal, TypeVar
@@ -64,13 +64,22 @@ class _Loaded:
         return int((label if self.adapter is None else self.label).partition(".")[0])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Flight:
     """A request in the engine, and the weights that it began with."""
 
     request: Request
     prompt_token_ids: tuple[int, ...]
-    weights: _Loaded = field(compare=False)
+    weights: _Loaded
+    answer: Future[RequestOutput]
+
+    def ended_with(self, label: str) -> bool:
+        """Whether it has been answered, and weights of this label had a part in it."""
+        if not self.answer.done() or self.answer.exception() is not None:
+            return False
+        completions = self.answer.result().outputs
+        spans = {span.version for completion in completions for span in completion.weight_versions or ()}
+        return label in {self.weights.label} | spans
 
 
 class VllmEngine:
@@ -116,15 +125,14 @@ class VllmEngine:
         self._loads = itertools.count(1)
         self._loaded = _Loaded("")
         self._call_ids = itertools.count()
-        self._flights: dict[_Flight, concurrent.futures.Future[None]] = {}
-        self._finished: queue.SimpleQueue[tuple[_Flight, RequestOutput | BaseException]] = queue.SimpleQueue()
+        self._flights: dict[int, _Flight] = {}  # by request_id
+        self._ended: queue.SimpleQueue[_Flight] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        token_ids = prompt_token_ids(request, self._tokenizer, self._context_tokens)
-        self._start(_Flight(request, token_ids, self._loaded))
+        self._start(request, prompt_token_ids(request, self._tokenizer, self._context_tokens))
 
     def collect(self, timeout_seconds: float) -> list[Finished]:
         """Return what has finished.
@@ -135,15 +143,16 @@ class VllmEngine:
         found: list[Finished] = []
         while True:
             try:
-                flight, output = self._finished.get(timeout=0 if found else timeout_seconds)
+                flight = self._ended.get(timeout=0 if found else timeout_seconds)
             except queue.Empty:
                 return found
-            self._flights.pop(flight, None)
-            if isinstance(output, BaseException):
-                raise output
-            completions = sorted(output.outputs, key=lambda completion: completion.index)
+            request_id = flight.request.request_id
+            if self._flights.get(request_id) is not flight:  # given up since, and begun anew
+                continue
+            del self._flights[request_id]
+            completions = sorted(flight.answer.result().outputs, key=lambda completion: completion.index)
             answers = tuple(self._completion(completion, flight.weights) for completion in completions)
-            found.append(Finished(flight.request.request_id, flight.prompt_token_ids, answers))
+            found.append(Finished(request_id, flight.prompt_token_ids, answers))
 
     def load(self, snapshot: Snapshot) -> None:
         shapes, base = tensor_shapes(snapshot), base_of(snapshot)
@@ -163,17 +172,10 @@ class VllmEngine:
 
     def restore(self, snapshot: Snapshot) -> None:
         refused = self._loaded.label
-        again = [flight for flight, running in self._flights.items() if running.cancel()]
-        for flight, output in [self._finished.get() for _ in range(self._finished.qsize())]:
-            if isinstance(output, RequestOutput) and refused in {flight.weights.label} | _labels(output):
-                again.append(flight)
-            else:
-                self._finished.put((flight, output))
-        for flight in again:
-            del self._flights[flight]
+        again = [flight for flight in self._flights.values() if flight.answer.cancel() or flight.ended_with(refused)]
         self.load(snapshot)
         for flight in again:
-            self._start(replace(flight, weights=self._loaded))
+            self._start(flight.request, flight.prompt_token_ids)
         log.warning("sampling anew what unproven weights touched", extra={"requests": len(again)})
 
     def logprobs(self, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> list[float]:
@@ -181,8 +183,8 @@ class VllmEngine:
 
     def close(self) -> None:
         """End vLLM's process and the thread; what is in flight is given up."""
-        for running in self._flights.values():
-            running.cancel()
+        for flight in self._flights.values():
+            flight.answer.cancel()
         if self._llm is not None:
             self._run(self._stop_listening())  # or the end of vLLM's process would look like a crash
             self._llm.shutdown(timeout=1.0)
@@ -191,15 +193,18 @@ class VllmEngine:
         self._thread.join()
         self._loop.close()
 
-    def _start(self, flight: _Flight) -> None:
-        self._flights[flight] = asyncio.run_coroutine_threadsafe(self._sample(flight), self._loop)
+    def _start(self, request: Request, token_ids: tuple[int, ...]) -> None:
+        sampling = self._answer(token_ids, self._parameters(request), self._loaded)
+        answer = asyncio.run_coroutine_threadsafe(sampling, self._loop)
+        flight = self._flights[request.request_id] = _Flight(request, token_ids, self._loaded, answer)
+        answer.add_done_callback(lambda _: self._ended.put(flight))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for work on the loop, with signs of life."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         while True:
             self._progress()
-            done, _ = concurrent.futures.wait([future], _BEAT_SECONDS)
+            done, _ = wait([future], _BEAT_SECONDS)
             if done:
                 return future.result()
 
@@ -236,9 +241,8 @@ class VllmEngine:
         await self._llm.resume_generation()
         metrics.GENERATOR_PAUSE_SECONDS.observe(perf_counter() - paused)
 
-    async def _sample(self, flight: _Flight) -> None:
-        request = flight.request
-        parameters = SamplingParams(
+    def _parameters(self, request: Request) -> SamplingParams:
+        return SamplingParams(
             n=request.completions,
             temperature=request.temperature,
             top_p=request.top_p,
@@ -250,12 +254,6 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        try:
-            output = await self._answer(flight.prompt_token_ids, parameters, flight.weights)
-        except Exception as error:  # raised again by `collect`, on the worker's thread
-            self._finished.put((flight, error))
-        else:
-            self._finished.put((flight, output))
 
     async def _logprob(self, sequence: Sequence[int], prompt_length: int) -> float:
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
@@ -284,7 +282,3 @@ class VllmEngine:
             policy_version=min(version for version, _ in spans),
             spans=spans if len(spans) > 1 else (),
         )
-
-
-def _labels(output: RequestOutput) -> set[str]:
-    return {span.version for completion in output.outputs for span in completion.weight_versions or ()}

@@ -151,8 +151,9 @@ class WeightSync:
         if not self._fetch.snapshot.done():
             return
         fetched, self._fetch = self._fetch, None
-        if fetched.version == version or (self.serving or 0) < fetched.version < version:
-            self._try(fetched)
+        serving = -1 if self.serving is None else self.serving
+        if fetched.version == version or serving < fetched.version < version:
+            self._try(fetched, is_last_chance=failure is not None and fetched.version == version)
 
     def _get(self, version: int) -> Snapshot:
         newest = self._newest
@@ -160,14 +161,14 @@ class WeightSync:
             return self._store.fetch(newest)
         return self._store.find(version)
 
-    def _try(self, fetched: _Fetch) -> None:
-        version, failure = fetched.version, self._failures.get(fetched.version)
+    def _try(self, fetched: _Fetch, *, is_last_chance: bool) -> None:
+        version = fetched.version
         try:
             self._swap(fetched.snapshot.result())
         except (WeightsError, LoadError, OSError) as error:
             fields = {"policy_version": version, "serving": self.serving, "reason": str(error)}
             log.error("weights refused", extra=fields)
-            if failure is not None:
+            if is_last_chance:
                 raise WeightsRefused(f"version {version} failed twice: {error}") from error
             self._failures[version] = _Failure(str(error), self._clock() + RETRY_SECONDS)
         else:

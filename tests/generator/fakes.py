@@ -8,12 +8,13 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from services.generator.engine import Finished, LoadError, Request, UnusablePrompt
+from services.generator.engine import Engine, Finished, LoadError, Request, UnusablePrompt
+from services.generator.weight_sync import WeightSync
 from tba_common.codec import BadMessage, encode
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, DeliveryError, Producer, Reader, Record
 from tba_common.messages import Completion, DeadLetter, Message, Rollout
-from tba_common.weights import Snapshot, WeightsError
+from tba_common.weights import Snapshot, WeightsError, WeightStore
 
 T = TypeVar("T")
 
@@ -118,6 +119,13 @@ class Inline(Executor):
         except WeightsError as error:
             future.set_exception(error)
         return future
+
+
+def weight_sync(engine: Engine, broker: FakeBroker, store: WeightStore, clock: Callable[[], float]) -> WeightSync:
+    """A sync that fetches at once, on a real store."""
+    return WeightSync(
+        engine, broker.reader(), store, tolerance=0.05, max_versions_behind=8, fetcher=Inline(), clock=clock
+    )
 
 
 class ContinuousEngine:

@@ -14,12 +14,11 @@ from services.generator.hf_engine import HfEngine
 from services.generator.weight_sync import (
     RETRY_SECONDS,
     WeightsRefused,
-    WeightSync,
     canary_gap,
     next_version,
 )
 from tba_common.weights import Canary
-from tests.generator.fakes import ContinuousEngine, FakeBroker, Inline
+from tests.generator.fakes import ContinuousEngine, FakeBroker, weight_sync
 from tests.generator.tiny_policy import CUTS, SEQUENCES, Policy, Publisher
 
 
@@ -62,15 +61,7 @@ class Line:
         self.now = 0.0
         self.broker = FakeBroker()
         self.publisher = publisher
-        self.sync = WeightSync(
-            engine,
-            self.broker.reader(),
-            publisher.store,
-            tolerance=0.05,
-            max_versions_behind=8,
-            fetcher=Inline(),
-            clock=lambda: self.now,
-        )
+        self.sync = weight_sync(engine, self.broker, publisher.store, lambda: self.now)
 
     def announce(self, version: int, **options: Any) -> None:
         self.broker.announce(self.publisher.publish(version, Policy(seed=version), **options))
@@ -324,3 +315,15 @@ def test_what_unproven_weights_touched_is_sampled_anew(line: Line, engine: Conti
     line.announce(2)
     line.sync.load(2)
     assert engine.restored == [1]
+
+
+def test_the_first_version_serves_though_a_newer_one_came_while_it_was_fetched(
+    line: Line, engine: ContinuousEngine
+) -> None:
+    line.sync._fetcher = held = Held()
+    line.announce(0)
+    line.sync.load(0)
+    line.announce(1)
+    held.go()
+    line.sync.load(1)
+    assert engine.loads == [0]

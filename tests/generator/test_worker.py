@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from services.generator.hf_engine import HfEngine
-from services.generator.weight_sync import RETRY_SECONDS, WeightsRefused, WeightSync
+from services.generator.weight_sync import RETRY_SECONDS, WeightsRefused
 from services.generator.worker import Worker
 from tba_common.delivery import TooManyBad
 from tba_common.kafka import DeliveryError
 from tba_common.messages import Prompt, Resumed
 from tba_common.tasks import Exploration, Sampling, ScorerTerm
-from tests.generator.fakes import ContinuousEngine, FakeBroker, Inline
+from tests.generator.fakes import ContinuousEngine, FakeBroker, weight_sync
 from tests.generator.tiny_policy import Policy, Publisher
 
 
@@ -42,15 +42,7 @@ class Line:
         self.now = 0.0
         self.broker = FakeBroker()
         self.publisher = publisher
-        self.weights = WeightSync(
-            engine,
-            self.broker.reader(),
-            publisher.store,
-            tolerance=0.05,
-            max_versions_behind=8,
-            fetcher=Inline(),
-            clock=lambda: self.now,
-        )
+        self.weights = weight_sync(engine, self.broker, publisher.store, lambda: self.now)
         self.worker = Worker(
             engine=engine,
             weights=self.weights,

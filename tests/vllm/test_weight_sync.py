@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from services.generator.vllm_engine import VllmEngine
-from services.generator.weight_sync import RETRY_SECONDS, WeightsRefused, WeightSync
-from tests.generator.fakes import FakeBroker, Inline
+from services.generator.weight_sync import RETRY_SECONDS, WeightsRefused
+from tests.generator.fakes import FakeBroker, weight_sync
 from tests.generator.tiny_policy import REQUEST, Policy, Publisher
 from tests.vllm.conftest import POLICY, opened
 
@@ -23,15 +23,7 @@ class Line:
     def __init__(self, publisher: Publisher, engine: VllmEngine) -> None:
         self.now = 0.0
         self.engine, self.publisher, self.broker = engine, publisher, FakeBroker()
-        self.sync = WeightSync(
-            engine,
-            self.broker.reader(),
-            publisher.store,
-            tolerance=0.05,
-            max_versions_behind=8,
-            fetcher=Inline(),
-            clock=lambda: self.now,
-        )
+        self.sync = weight_sync(engine, self.broker, publisher.store, lambda: self.now)
         self.announce(1, POLICY)
         self.sync.load(1)
 
