@@ -124,7 +124,7 @@ def demo(
     preset: Annotated[
         PresetName,
         typer.Option(
-            help="addition: two digits, with a tiny policy made here, in 5 minutes. "
+            help="addition: two digits, with a tiny policy made here, in 8 minutes. "
             "smollm2: one-digit products, with SmolLM2-135M-Instruct, in 25."
         ),
     ] = PresetName.addition,
