@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from tba_cli.local import kafka_broker, postgres
+from tba_common.tasks import SCORER_KINDS
 
 #: These run where vLLM is installed, which is an environment of its own.
 collect_ignore = [] if find_spec("vllm") else ["vllm"]
@@ -22,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def broker() -> Iterator[str]:
     """Bootstrap servers of a broker with every topic; a fresh `run_id` keeps tests apart."""
-    with kafka_broker.running() as servers:
+    with kafka_broker.running(scorers=SCORER_KINDS) as servers:
         yield servers
 
 

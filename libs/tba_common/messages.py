@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from tba_common.tasks import Sampling, ScorerTerm, Target
+from tba_common.tasks import Combination, Sampling, ScorerTerm, Target
 
 
 def _packed(dtype: type[np.generic]) -> BeforeValidator:
@@ -24,6 +24,9 @@ def _packed(dtype: type[np.generic]) -> BeforeValidator:
 
     return BeforeValidator(coerce)
 
+
+#: Why an order was made.
+Purpose = Literal["train", "eval", "grade", "rescore"]
 
 Int32s = Annotated[np.ndarray[Any, np.dtype[np.int32]], _packed(np.int32)]
 Float32s = Annotated[np.ndarray[Any, np.dtype[np.float32]], _packed(np.float32)]
@@ -53,6 +56,8 @@ def _comparable(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, BaseModel):
         return {name: _comparable(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {name: _comparable(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
         return [_comparable(item) for item in value]
     return value
@@ -62,21 +67,25 @@ class Prompt(Message):
     """One issue of one prompt: the order to sample its completions. Travels on `tba.prompts`.
 
     `issue_id` names the order; a second attempt at it carries the same id, so its result is a known duplicate.
-    An evaluation names the policy version it must be sampled with.
+    An evaluation names the policy version it must be sampled with. An order to grade given texts, or to score
+    stored trajectories again, never visits a generator: it starts as a rollout.
     """
 
+    schema_version: ClassVar[int] = 2  # 2: combination, system, purposes grade and rescore
     issue_id: int
     attempt: int = 1
     task_id: int
     prompt_id: int
-    purpose: Literal["train", "eval"] = "train"
+    purpose: Purpose = "train"
     policy_version: int | None = None
     text: str
+    system: str | None = None
     reference: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     prompt_format: Literal["text", "chat"] = "text"
     sampling: Sampling
     reward: tuple[ScorerTerm, ...]
+    combination: Combination = Combination()
 
 
 class Completion(Part):
@@ -104,21 +113,27 @@ class Completion(Part):
 
 
 class Score(Part):
-    """What one scorer said about each completion of a rollout, in the same order."""
+    """What one scorer said about each completion of a rollout, in the same order.
+
+    `details` are further figures of the same visit, by name; they are reported and never part of a reward.
+    """
 
     scorer: str
     version: str
     values: Float32s  # [completions]
     seconds: float
+    attempts: int = 1
+    details: dict[str, Float32s] = Field(default_factory=dict)  # each [completions]
 
 
 class Rollout(Message):
     """One prompt's completions, and the routing slip: scores so far, scorers still to visit.
 
-    Travels on `tba.rollouts.<scorer>` of the first scorer in `remaining`.
+    Travels on `tba.rollouts.<scorer>` of the first scorer in `remaining`. `responses` are what a victim answered to
+    each completion, for the scorers after it.
     """
 
-    schema_version: ClassVar[int] = 2  # 2: completions carry spans
+    schema_version: ClassVar[int] = 3  # 3: responses, details of scores; 2: completions carry spans
     prompt: Prompt
     prompt_token_ids: Int32s  # [prompt_length]
     completions: tuple[Completion, ...]
@@ -126,13 +141,14 @@ class Rollout(Message):
     top_p: float
     generator: str
     scores: tuple[Score, ...] = ()
+    responses: tuple[tuple[str, ...], ...] = ()  # [completions][samples]
     remaining: tuple[str, ...]
 
 
 class Trajectories(Message):
     """A rollout whose every completion has its reward: what the buffer stores. Travels on `tba.trajectories`."""
 
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
     rollout: Rollout
     rewards: Float32s  # [completions]
 
@@ -152,6 +168,7 @@ class Draw(Part):
     reward: float
     policy_version: int
     draw_logprob: float  # log P(this draw | prompt, draws before it in the group)
+    ref_logprob: float | None = None  # sum under the reference, where a `reference` scorer computed it
 
 
 class Group(Message):
@@ -161,6 +178,7 @@ class Group(Message):
     each. Travels on `tba.batches`.
     """
 
+    schema_version: ClassVar[int] = 2  # 2: ref_logprob of draws, gamma, temperature and baseline of targets
     batch_id: int
     index: int  # 0 .. size-1
     size: int
@@ -177,6 +195,7 @@ class Group(Message):
 class Step(Message):
     """One optimiser step, as the learner reports it on `tba.steps`. Means are over the batch's trajectories."""
 
+    schema_version: ClassVar[int] = 2  # 2: skipped
     step: int
     batch_id: int
     policy_version: int  # newest published version at the time of the step
@@ -193,6 +212,7 @@ class Step(Message):
     staleness_versions: dict[int, int]  # policy_version - trajectory's version -> trajectories
     step_seconds: float
     wait_seconds: float
+    skipped: bool = False  # loss or gradient was not finite: the weights did not move
 
 
 class Resumed(Message):

@@ -6,10 +6,12 @@ A service adds its own fields in its own `settings.py`. A test holds each to fif
 from __future__ import annotations
 
 import sys
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tba_common.tasks import SCORER_KINDS, is_scorer_name
 
 #: How a process ends whose settings are wrong: another start would not help.
 WRONG_SETTINGS: Final = 2
@@ -34,7 +36,28 @@ class ServiceSettings(BaseSettings):
         description="from SIGTERM to the end, whatever is left; must stay below what the orchestrator waits (30 on "
         "Kubernetes by default), or work is cut off instead of handed back",
     )
+    scorers: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("verifier",),
+        min_length=1,
+        description="the scorers of this deployment, by comma: their topics are made, and a task may name no other; "
+        "one that has no process holds its rollouts up for ever",
+    )
     log_format: Literal["text", "json"] = "text"
+
+    @field_validator("scorers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("scorers")
+    @classmethod
+    def _known(cls, scorers: tuple[str, ...]) -> tuple[str, ...]:
+        for scorer in scorers:
+            if not is_scorer_name(scorer):
+                raise ValueError(
+                    f"{scorer!r}: expected one of {', '.join(SCORER_KINDS)}, or such a name with .instance"
+                )
+        return scorers
 
     @classmethod
     def from_environment(cls) -> Self:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
-
-from tba_common.tasks import SCORERS
 
 _DAY_MS: Final = 24 * 3600 * 1000
 
@@ -32,9 +31,13 @@ BATCHES: Final = Topic("tba.batches", partitions=1)  # one partition: batches ar
 STEPS: Final = Topic("tba.steps", partitions=1, retention_ms=3 * _DAY_MS)
 WEIGHTS: Final = Topic("tba.weights", partitions=1, compact=True)
 DEAD_LETTERS: Final = Topic("tba.dead_letters", partitions=1, retention_ms=14 * _DAY_MS)
-ROLLOUTS: Final = tuple(Topic(rollouts(scorer), partitions=12) for scorer in SCORERS)
 
-TOPICS: Final = (PROMPTS, *ROLLOUTS, TRAJECTORIES, BATCHES, STEPS, WEIGHTS, DEAD_LETTERS)
+_OF_EVERY_RUN: Final = (PROMPTS, TRAJECTORIES, BATCHES, STEPS, WEIGHTS, DEAD_LETTERS)
+
+
+def topics_for(scorers: Iterable[str]) -> tuple[Topic, ...]:
+    """Every topic of a deployment with these scorers."""
+    return (*_OF_EVERY_RUN, *(Topic(rollouts(scorer), partitions=12) for scorer in scorers))
 
 
 def main() -> None:
@@ -42,7 +45,8 @@ def main() -> None:
     from tba_common.kafka import create_topics
     from tba_common.settings import ServiceSettings
 
-    for name in create_topics(ServiceSettings().kafka_servers, TOPICS):
+    settings = ServiceSettings.from_environment()
+    for name in create_topics(settings.kafka_servers, topics_for(settings.scorers)):
         print(f"created {name}")  # noqa: T201
 
 

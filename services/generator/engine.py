@@ -38,6 +38,7 @@ class Request:
     temperature: float
     top_p: float
     max_new_tokens: int
+    system: str | None = None  # of a chat
 
 
 @dataclass(frozen=True, slots=True)

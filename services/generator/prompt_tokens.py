@@ -12,14 +12,14 @@ from services.generator.engine import Request, UnusablePrompt
 def prompt_token_ids(request: Request, tokenizer: Any, context_tokens: int | None) -> tuple[int, ...]:
     """Tokenize a request's prompt with a Hugging Face tokenizer.
 
-    Text gets the special tokens that the tokenizer adds by itself, such as BOS. A chat prompt is one user message
-    in the tokenizer's template, with the header of the answer.
+    Text gets the special tokens that the tokenizer adds by itself, such as BOS. A chat prompt is one user message,
+    after the system's where there is one, in the tokenizer's template, with the header of the answer.
 
     Raises:
         UnusablePrompt: no tokens, no chat template, or no room for the completion in `context_tokens`.
     """
     is_chat = request.prompt_format == "chat"
-    text = _rendered(request.text, tokenizer) if is_chat else request.text
+    text = _rendered(request, tokenizer) if is_chat else request.text
     token_ids = tuple(tokenizer(text, add_special_tokens=not is_chat)["input_ids"])  # a template writes its own
     if not token_ids:
         raise UnusablePrompt("expected a prompt of at least one token, got none")
@@ -31,11 +31,12 @@ def prompt_token_ids(request: Request, tokenizer: Any, context_tokens: int | Non
     return token_ids
 
 
-def _rendered(text: str, tokenizer: Any) -> str:
+def _rendered(request: Request, tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         raise UnusablePrompt("prompt_format chat: the policy's tokenizer has no chat template")
-    message = [{"role": "user", "content": text}]
+    system = [] if request.system is None else [{"role": "system", "content": request.system}]
+    messages = [*system, {"role": "user", "content": request.text}]
     try:
-        return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except jinja2.TemplateError as error:
         raise UnusablePrompt(f"the chat template refuses the prompt: {error}") from error

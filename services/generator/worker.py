@@ -188,6 +188,7 @@ class Worker:
             temperature=temperature,
             top_p=top_p,
             max_new_tokens=prompt.sampling.max_new_tokens,
+            system=prompt.system,
         )
         try:
             self._engine.submit(request)

@@ -67,7 +67,7 @@ def _run() -> None:
     from tba_common.lifecycle import Lifecycle
     from tba_common.topics import BATCHES
 
-    settings = LearnerSettings()
+    settings = LearnerSettings.from_environment()
     with Lifecycle("tba-learner", settings) as life:
         from services.learner.loop import Learner
         from services.learner.policy import Policy
@@ -75,10 +75,16 @@ def _run() -> None:
         from services.learner.update import Updater
 
         updater = Updater(
-            Policy.load(settings.model, device=settings.device, lora_rank=settings.lora_rank),
+            Policy.load(
+                settings.model,
+                device=settings.device,
+                lora_rank=settings.lora_rank,
+                with_reference=settings.reference == "learner",
+            ),
             learning_rate=settings.learning_rate,
             schedule=LearningRateSchedule.parse(settings.learning_rate_schedule),
             token_budget=settings.micro_batch_tokens,
+            reset_reference_every=settings.reset_reference_every,
             progress=life.beat,
         )
         producer = Producer(settings.kafka_servers, settings.run_id)

@@ -104,13 +104,22 @@ def _tensors(updater: Updater) -> dict[str, Tensor]:
         tensors[f"model.{name}"] = parameter.detach().contiguous()
         for moment, value in updater.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value.contiguous()
+    if updater.reset_reference_every:  # else it is the model that training began with
+        tensors |= {f"reference.{name}": weight for name, weight in _reference(updater).items()}
     return tensors
+
+
+def _reference(updater: Updater) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {name: w.detach() for name, w in updater.policy.reference.named_parameters()}
+    return weights
 
 
 def _restore(updater: Updater, tensors: dict[str, Tensor]) -> None:
     parameters = updater.policy.trained
     _check_fit(parameters, tensors)
     torch.set_rng_state(tensors[_RANDOM])
+    if updater.reset_reference_every:
+        _restore_reference(updater, tensors)
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter) in enumerate(parameters.items()):
         with torch.no_grad():
@@ -119,6 +128,14 @@ def _restore(updater: Updater, tensors: dict[str, Tensor]) -> None:
             state[index] = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS}
     groups = updater.optimizer.state_dict()["param_groups"]
     updater.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _restore_reference(updater: Updater, tensors: dict[str, Tensor]) -> None:
+    weights = _reference(updater)
+    if missing := sorted(name for name in weights if f"reference.{name}" not in tensors):
+        raise CheckpointError(f"the checkpoint has no reference, which is reset on the way: {missing[:3]} are missing")
+    for name, weight in weights.items():
+        weight.copy_(tensors[f"reference.{name}"])
 
 
 def _check_fit(parameters: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:

@@ -7,13 +7,14 @@ memory and speed, never the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from services.learner.schedule import beta_at
+from services.learner.schedule import Strengths, strengths_at
 from tba_common.messages import Draw, Group
 
 
@@ -33,9 +34,11 @@ class MicroBatch:
 
     rows: Rows
     row: Tensor  # [draws] int64: the row of each draw
-    group: Tensor  # [draws] int64: 0 .. groups-1 within the micro-batch
+    group: Tensor  # [draws] int64: 0 .. groups-1 within the micro-batch; draws of one group share log Z
     reward: Tensor  # [draws] float32
     beta: Tensor  # [draws] float32
+    reference_weight: Tensor  # [draws] float32
+    ref_logprob: Tensor  # [draws] float32, as a scorer computed it; NaN where none did
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class _Sequence:
     prompt: Sequence[int]
     draw: Draw
     temperature: float
-    group: int
-    beta: float
+    strengths: Strengths
+    group: int  # among those of the unit
     count: int  # times drawn
 
     @property
@@ -59,11 +62,12 @@ def split_batch(
 ) -> list[tuple[MicroBatch, ...]]:
     """Cut a batch into units of work, each a tuple of micro-batches of at most `token_budget` padded tokens.
 
-    A unit holds whole groups. It is one micro-batch, of groups of like length, unless a single group exceeds the
-    budget: then it is that group in several, and log Z must be estimated over all of them first. One row alone
-    may exceed the budget, since a trajectory cannot be cut.
+    A group is what shares log Z: the draws of a prompt, or the whole part that a task has in the batch where its
+    target says so. A unit holds whole groups. It is one micro-batch, of groups of like length, unless a single group
+    exceeds the budget: then it is that group in several, and log Z must be estimated over all of them first. One row
+    alone may exceed the budget, since a trajectory cannot be cut.
     """
-    by_group = sorted((_sequences(group) for group in groups), key=_longest)
+    by_group = sorted(_sharing_log_z(groups), key=_longest)
     units = []
     for packed in _pack(by_group, token_budget):
         sequences = [sequence for group in packed for sequence in group]
@@ -97,20 +101,30 @@ def pad_rows(
     )
 
 
-def _sequences(group: Group) -> list[_Sequence]:
-    """The distinct trajectories of a group, shortest first."""
+def _sharing_log_z(groups: Sequence[Group]) -> Iterator[list[_Sequence]]:
+    """The distinct trajectories of each group, shortest first; the groups of a task as one where it says so."""
+    of_task: dict[int, list[Group]] = {}
+    for group in groups:
+        if group.target.baseline == "batch":
+            of_task.setdefault(group.task_id, []).append(group)
+    together = [*([group] for group in groups if group.target.baseline == "prompt"), *of_task.values()]
+    for number, members in enumerate(together):
+        sequences = [sequence for group in members for sequence in _sequences(group, number)]
+        yield sorted(sequences, key=lambda sequence: sequence.length)
+
+
+def _sequences(group: Group, number: int) -> list[_Sequence]:
     first: dict[int, Draw] = {}
     counts: dict[int, int] = {}
     for draw in group.draws:
         first.setdefault(draw.trajectory_id, draw)
         counts[draw.trajectory_id] = counts.get(draw.trajectory_id, 0) + 1
     prompt = group.prompt_token_ids.tolist()
-    beta = beta_at(group.target, group.task_step)
-    sequences = [
-        _Sequence(prompt, draw, group.temperature, group.index, beta, counts[trajectory_id])
+    strengths = strengths_at(group.target, group.task_step)
+    return [
+        _Sequence(prompt, draw, group.temperature, strengths, number, counts[trajectory_id])
         for trajectory_id, draw in first.items()
     ]
-    return sorted(sequences, key=lambda sequence: sequence.length)
 
 
 def _longest(sequences: Sequence[_Sequence]) -> int:
@@ -150,11 +164,20 @@ def _micro_batch(sequences: Sequence[_Sequence], pad_token_id: int, device: torc
         device=device,
     )
     local = {index: i for i, index in enumerate(dict.fromkeys(sequence.group for sequence in sequences))}
-    draws = [(i, sequence) for i, sequence in enumerate(sequences) for _ in range(sequence.count)]
+    row = [i for i, sequence in enumerate(sequences) for _ in range(sequence.count)]
+    drawn = [sequences[i] for i in row]
+
+    def of_each(value: Callable[[_Sequence], float]) -> Tensor:
+        return torch.tensor([value(sequence) for sequence in drawn], dtype=torch.float32, device=device)
+
     return MicroBatch(
         rows=rows,
-        row=torch.tensor([i for i, _ in draws], dtype=torch.int64, device=device),
-        group=torch.tensor([local[sequence.group] for _, sequence in draws], dtype=torch.int64, device=device),
-        reward=torch.tensor([sequence.draw.reward for _, sequence in draws], dtype=torch.float32, device=device),
-        beta=torch.tensor([sequence.beta for _, sequence in draws], dtype=torch.float32, device=device),
+        row=torch.tensor(row, dtype=torch.int64, device=device),
+        group=torch.tensor([local[sequence.group] for sequence in drawn], dtype=torch.int64, device=device),
+        reward=of_each(lambda sequence: sequence.draw.reward),
+        beta=of_each(lambda sequence: sequence.strengths.beta),
+        reference_weight=of_each(lambda sequence: sequence.strengths.reference_weight),
+        ref_logprob=of_each(
+            lambda sequence: math.nan if sequence.draw.ref_logprob is None else sequence.draw.ref_logprob
+        ),
     )

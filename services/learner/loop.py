@@ -169,6 +169,7 @@ class Learner:
             staleness_versions=dict(sorted(ages.items())),
             step_seconds=step_seconds,
             wait_seconds=wait_seconds,
+            skipped=update.skipped,
         )
         _measure(report)
         return report

@@ -1,7 +1,8 @@
 """The objective: VarGrad trajectory balance (arXiv:2503.18929, section 3 and appendix A), pure.
 
-For each prompt x the policy pi is pulled towards pi_ref(y|x) exp(r(x,y)/beta). Which trajectories share a prompt
-is said by an explicit `group` index, never by the layout of the batch, so any order and any mix is right.
+For each prompt x the policy pi is pulled towards pi_ref(y|x)^w exp(r(x,y)/beta), with w = 1 in the paper. Which
+trajectories share a log Z is said by an explicit `group` index, never by the layout of the batch, so any order and
+any mix is right.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ def trajectory_balance(
     reward: Tensor,
     beta: Tensor,
     group: Tensor,
+    reference_weight: Tensor | float = 1.0,
     log_z: Tensor | None = None,
 ) -> TrajectoryBalance:
-    """Equation 5 of the paper: the mean of (log Z + log pi - log pi_ref - r / beta)^2.
+    """Equation 5 of the paper: the mean of (log Z + log pi - w log pi_ref - r / beta)^2.
 
-    Over a whole group this is the population variance of log pi - log pi_ref - r / beta. A trajectory drawn
+    Over a whole group this is the population variance of log pi - w log pi_ref - r / beta. A trajectory drawn
     twice counts twice. Adding a constant to the rewards of a group moves its log Z and nothing else.
 
     Args:
@@ -41,25 +43,27 @@ def trajectory_balance(
         reward: [trajectories] float32.
         beta: [trajectories] float32, above 0; each group its own.
         group: [trajectories] int64 in 0 .. groups-1; equal where the prompt is shared.
+        reference_weight: [trajectories] float32 or one number: w, the power of pi_ref in the target.
         log_z: [trajectories] or [1], the estimate to use where a group is not here as a whole (`estimate_log_z`
             of all of it).
     """
-    log_ratio = logprob - ref_logprob.detach()
-    target = reward / beta
+    ref_logprob = ref_logprob.detach()
+    tilt = logprob - reference_weight * ref_logprob
     if log_z is None:
-        log_z = estimate_log_z(log_ratio, reward=reward, beta=beta, group=group)
-    residual = log_z + log_ratio - target
-    log_z = log_z.expand_as(log_ratio)
-    return TrajectoryBalance(loss=residual.square().mean(), log_z=log_z, log_ratio=log_ratio.detach())
+        log_z = estimate_log_z(tilt, reward=reward, beta=beta, group=group)
+    residual = log_z + tilt - reward / beta
+    return TrajectoryBalance(
+        loss=residual.square().mean(), log_z=log_z.expand_as(tilt), log_ratio=(logprob - ref_logprob).detach()
+    )
 
 
-def estimate_log_z(log_ratio: Tensor, *, reward: Tensor, beta: Tensor, group: Tensor) -> Tensor:
-    """Equation 4: log Z(x), estimated as the group mean of r / beta - (log pi - log pi_ref), held constant.
+def estimate_log_z(tilt: Tensor, *, reward: Tensor, beta: Tensor, group: Tensor) -> Tensor:
+    """Equation 4: log Z(x), estimated as the group mean of r / beta - (log pi - w log pi_ref), held constant.
 
     Returns one value per trajectory, [trajectories]. The mean residual of a group is 0, so holding log Z
     constant does not change the gradient.
     """
-    return group_mean(reward / beta - log_ratio.detach(), group)
+    return group_mean(reward / beta - tilt.detach(), group)
 
 
 def group_mean(value: Tensor, group: Tensor) -> Tensor:

@@ -36,14 +36,14 @@ class Policy:
     """A causal language model in training, its tokenizer and its frozen reference."""
 
     model: Any  # transformers.PreTrainedModel
-    reference: Any  # called like the model
+    reference: Any  # called like the model; None where a scorer computes its log-probabilities
     tokenizer: Any
     device: torch.device
     adapter: Adapter | None = None  # None where all weights are trained
 
     @classmethod
-    def load(cls, model: str, *, device: str = "auto", lora_rank: int = 0) -> Policy:
-        """Load a Hugging Face folder or hub id as the policy and as its reference.
+    def load(cls, model: str, *, device: str = "auto", lora_rank: int = 0, with_reference: bool = True) -> Policy:
+        """Load a Hugging Face folder or hub id as the policy and, unless told otherwise, as its reference.
 
         A rank above 0 lays an adapter over it and trains that; 0 trains every weight.
 
@@ -55,8 +55,10 @@ class Policy:
         tokenizer = AutoTokenizer.from_pretrained(model)
         if lora_rank:
             adapter = Adapter.over(load_model(model, where), model, rank=lora_rank)
-            return cls(adapter.model, adapter.reference, tokenizer, where, adapter)
-        return cls(load_model(model, where), load_model(model, where).requires_grad_(False), tokenizer, where)
+            reference = adapter.reference if with_reference else None
+            return cls(adapter.model, reference, tokenizer, where, adapter)
+        reference = load_model(model, where).requires_grad_(False) if with_reference else None
+        return cls(load_model(model, where), reference, tokenizer, where)
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -77,6 +79,10 @@ class Policy:
         """The same sum under the frozen reference, [rows] float32."""
         with torch.no_grad(), self._autocast():
             return self._logprob(self.reference, rows)
+
+    def reset_reference(self) -> None:
+        """Make the reference what the policy is now (arXiv:2503.18929, section 6); both are whole models."""
+        self.reference.load_state_dict(self.model.state_dict())
 
     def canary(self) -> Canary:
         """What these weights say about the canary texts, in float32 at temperature 1."""

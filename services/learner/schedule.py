@@ -1,11 +1,11 @@
-"""What changes with the step: the learning rate of the run and the beta of each task. Pure."""
+"""What changes with the step: the learning rate of the run and the target distribution of each task. Pure."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from tba_common.tasks import Target
+from tba_common.tasks import Ramp, Target
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,30 @@ def beta_at(target: Target, task_step: int) -> float:
         return target.beta
     share = task_step / target.anneal_steps
     return target.beta * share + target.beta_start * (1 - share)
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """log R(y|x) = reference_weight * log pi_ref(y|x) + r(x,y) / beta, as it stands at one step."""
+
+    beta: float
+    reference_weight: float
+
+
+def strengths_at(target: Target, task_step: int) -> Strengths:
+    """The target of a batch that `task_step` optimiser steps of its task came before.
+
+    The temperature divides both terms, so it multiplies beta.
+    """
+    temperature = ramp_at(target.temperature, task_step)
+    return Strengths(
+        beta=beta_at(target, task_step) * temperature,
+        reference_weight=1 / (ramp_at(target.gamma, task_step) * temperature),
+    )
+
+
+def ramp_at(ramp: Ramp, task_step: int) -> float:
+    """The value of a ramp: linear, and from `steps` on exactly its end."""
+    if task_step >= ramp.steps:
+        return ramp.end
+    return ramp.start + (ramp.end - ramp.start) * task_step / ramp.steps

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from services.learner.schedule import LearningRateSchedule
 from tba_common.settings import ServiceSettings
@@ -42,6 +43,17 @@ class LearnerSettings(ServiceSettings):
         description="steps of warm-up, or warm-up/stable/decay such as 50/350/600; without warm-up the first "
         "steps move the policy by the full rate on a guess of the curvature",
     )
+    reference: Literal["learner", "scorer"] = Field(
+        default="learner",
+        description="who computes log pi_ref: a frozen copy beside the policy, or a scorer `reference` in every task's "
+        "reward, which saves the copy's memory; without that scorer a task is not trained",
+    )
+    reset_reference_every: int = Field(
+        default=0,
+        ge=0,
+        description="optimiser steps after which the policy becomes its own reference (rho in arXiv:2503.18929); 0: "
+        "never; too small and nothing holds the policy back",
+    )
     publish_every: int = Field(
         default=1, ge=1, description="optimiser steps per policy version; large means stale, small means much copying"
     )
@@ -67,3 +79,9 @@ class LearnerSettings(ServiceSettings):
     def _readable(cls, value: str) -> str:
         LearningRateSchedule.parse(value)
         return value
+
+    @model_validator(mode="after")
+    def _resets_what_is_here(self) -> LearnerSettings:
+        if self.reset_reference_every and (self.lora_rank or self.reference == "scorer"):
+            raise ValueError("TBA_RESET_REFERENCE_EVERY: expected only with a whole reference in the learner")
+        return self

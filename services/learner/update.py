@@ -6,6 +6,7 @@ A step whose loss or gradient is not finite is not taken, since one would poison
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from tba_common.messages import Group
 
 #: The norm gradients are clipped to, the field's usual value. With Adam their scale, 1/beta, hardly matters.
 MAX_GRAD_NORM: Final = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Updater:
         learning_rate: float,
         schedule: LearningRateSchedule,
         token_budget: int,
+        reset_reference_every: int = 0,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy = policy
@@ -60,10 +64,12 @@ class Updater:
         self._learning_rate = learning_rate
         self._schedule = schedule
         self._token_budget = token_budget
+        self.reset_reference_every = reset_reference_every
         self._progress = progress
 
     def update(self, groups: Sequence[Group], step: int) -> Update:
         """Take optimiser step `step` (1, 2, ...) on a whole batch."""
+        groups = self._trainable(groups)
         learning_rate = self._learning_rate * self._schedule.multiplier(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
@@ -73,6 +79,8 @@ class Updater:
         finite = math.isfinite(grad_norm) and bool(means.isfinite().all())
         if finite:
             self.optimizer.step()
+        if self.reset_reference_every and step % self.reset_reference_every == 0:
+            self.policy.reset_reference()
         loss, reward, log_z, log_ratio, beta = means.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).tolist()
         return Update(
             skipped=not finite,
@@ -86,6 +94,15 @@ class Updater:
             trajectories=sum(len(group.draws) for group in groups),
             tokens=sum(len(draw.token_ids) for group in groups for draw in group.draws),
         )
+
+    def _trainable(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """The groups whose reference log-probabilities are known: all, where the reference is here."""
+        if self.policy.reference is not None:
+            return groups
+        known = [group for group in groups if all(draw.ref_logprob is not None for draw in group.draws)]
+        if strangers := sorted({group.task_id for group in groups} - {group.task_id for group in known}):
+            log.warning("not trained: the reward of a task has no scorer `reference`", extra={"task_ids": strangers})
+        return known
 
     def _backward(self, groups: Sequence[Group]) -> Tensor:
         """Accumulate the gradient of the batch's mean loss.
@@ -104,10 +121,11 @@ class Updater:
             for part in unit:
                 result = trajectory_balance(
                     self.policy.logprob(part.rows)[part.row],
-                    self.policy.ref_logprob(part.rows)[part.row],
+                    self._ref_logprob(part),
                     reward=part.reward,
                     beta=part.beta,
                     group=part.group,
+                    reference_weight=part.reference_weight,
                     log_z=log_z,
                 )
                 share = len(part.row) / draws
@@ -120,10 +138,19 @@ class Updater:
     def _log_z_of_split_group(self, parts: Sequence[MicroBatch]) -> Tensor:
         """log Z of a group too large for one micro-batch: a pass without gradients over all of it, [1]."""
         with torch.no_grad():
-            log_ratio = [(self.policy.logprob(p.rows) - self.policy.ref_logprob(p.rows))[p.row] for p in parts]
+            tilt = [
+                self.policy.logprob(part.rows)[part.row] - part.reference_weight * self._ref_logprob(part)
+                for part in parts
+            ]
         return estimate_log_z(
-            torch.cat(log_ratio),
+            torch.cat(tilt),
             reward=torch.cat([part.reward for part in parts]),
             beta=torch.cat([part.beta for part in parts]),
             group=torch.cat([part.group for part in parts]),
         )[:1]
+
+    def _ref_logprob(self, part: MicroBatch) -> Tensor:
+        """log pi_ref of each draw, [draws]: from the reference here, or from the scorer that stands in for it."""
+        if self.policy.reference is None:
+            return part.ref_logprob
+        return self.policy.ref_logprob(part.rows)[part.row]

@@ -165,6 +165,15 @@ def test_arrays_travel_packed_and_come_back_with_their_types() -> None:
     assert len(encode(grown)[1]) - len(encode(ROLLOUT)[1]) < 4 * 1_000 + 20
 
 
+def test_what_a_scorer_found_beside_its_values_travels_with_them() -> None:
+    score = Score(scorer="toxicity", version="1", values=[-0.5, -1.5], seconds=0.1, details={"success": [1.0, 0.0]})
+    rollout = ROLLOUT.model_copy(update={"scores": (score,), "responses": (("no", "yes"), ("", "maybe"))})
+    received = decode(*encode(rollout))
+    assert received == rollout
+    assert isinstance(received, Rollout)
+    assert received.scores[0].details["success"].dtype == np.float32
+
+
 class Note(Message):
     """A message whose second version added a field."""
 
@@ -256,4 +265,4 @@ def test_what_has_no_place_on_the_wire_is_refused_when_sent() -> None:
 def test_a_token_id_that_no_int32_holds_is_a_bad_message_and_no_crash() -> None:
     body = msgpack.packb({"run_id": "r", "prompt_token_ids": [2**40]})
     with pytest.raises(BadMessage, match="does not decode"):
-        decode("rollout/1", body)
+        decode("rollout/3", body)

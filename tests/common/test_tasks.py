@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tba_common.tasks import MAX_TEXT_CHARACTERS, Exploration, PromptSpec, Task
+from tba_common.tasks import MAX_TEXT_CHARACTERS, Exploration, PromptSpec, Task, is_scorer_name
 
 VERIFIER = {"scorer": "verifier"}
 
@@ -88,3 +88,32 @@ def test_a_wrong_prompt_is_refused_by_field(fields: dict[str, Any], where: str) 
 
 def test_a_reader_passes_on_a_scorer_that_is_newer_than_itself() -> None:
     assert task(reward=[{"scorer": "oracle"}]).reward[0].scorer == "oracle"
+
+
+@pytest.mark.parametrize("name", ["verifier", "reward_model.gold", "toxicity.guard-3"])
+def test_a_scorer_is_a_kind_or_an_instance_of_one(name: str) -> None:
+    assert is_scorer_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "oracle", "verifier.", "verifier.a.b", "verifier.Gold", "verifier.-a"])
+def test_nothing_else_is_a_scorer(name: str) -> None:
+    assert not is_scorer_name(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"template": "Solve it."}, r"expected \{text\} once, got it 0 times"),
+        ({"template": "{text} {text}"}, r"expected \{text\} once, got it 2 times"),
+        ({"system": "Be brief."}, "system: expected only with prompt_format chat, got prompt_format text"),
+        ({"reward": [{"scorer": "verifier", "at_least": 1}]}, "expected only with rule gate, got sum"),
+        ({"combination": {"rule": "gate"}}, "rule gate: expected at_least on some terms and not on all"),
+        (
+            {"evaluation": {"reward": [{"scorer": "verifier"}, {"scorer": "verifier"}]}},
+            "each scorer expected once in a reward",
+        ),
+    ],
+)
+def test_what_cannot_go_together_in_a_task_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        Task.model_validate({"name": "sums", "reward": [{"scorer": "verifier"}]} | changes)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
 import pytest
 
 from tba_common.kafka_client import RECORD_BYTES
-from tba_common.tasks import SCORERS
-from tba_common.topics import BATCHES, TOPICS, WEIGHTS, Topic, rollouts
+from tba_common.tasks import SCORER_KINDS
+from tba_common.topics import BATCHES, WEIGHTS, Topic, rollouts, topics_for
+
+SCORERS: Final = (*SCORER_KINDS, "reward_model.gold-2")
+TOPICS: Final = topics_for(SCORERS)
 
 
 def test_topics_have_different_names_of_one_form() -> None:
     names = [topic.name for topic in TOPICS]
     assert len(set(names)) == len(names)
-    assert all(re.fullmatch(r"tba\.[a-z_]+s(\.[a-z_]+)?", name) for name in names)
+    assert all(re.fullmatch(r"tba\.[a-z_]+s(\.[a-z_]+(\.[a-z0-9-]+)?)?", name) for name in names)
 
 
 @pytest.mark.parametrize("scorer", SCORERS)

@@ -14,7 +14,14 @@ RUN: Final = "run"
 PROMPT: Final = (19, 14, 20, 32)  # 0+6?
 
 
-def draw(trajectory_id: int, token_ids: Sequence[int], *, reward: float = 0.0, policy_version: int = 0) -> Draw:
+def draw(
+    trajectory_id: int,
+    token_ids: Sequence[int],
+    *,
+    reward: float = 0.0,
+    policy_version: int = 0,
+    ref_logprob: float | None = None,
+) -> Draw:
     return Draw(
         trajectory_id=trajectory_id,
         token_ids=token_ids,
@@ -22,6 +29,7 @@ def draw(trajectory_id: int, token_ids: Sequence[int], *, reward: float = 0.0, p
         reward=reward,
         policy_version=policy_version,
         draw_logprob=0.0,
+        ref_logprob=ref_logprob,
     )
 
 

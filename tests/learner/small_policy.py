@@ -44,7 +44,7 @@ def write_small(directory: Path, *, seed: int = 0, tied: bool = False) -> Path:
 def load_small(directory: Path) -> Policy:
     """A policy of one's own; the folder is read once, for that takes longer than several steps."""
     loaded = _read(directory)
-    return replace(loaded, model=copy.deepcopy(loaded.model))
+    return replace(loaded, model=copy.deepcopy(loaded.model), reference=copy.deepcopy(loaded.reference))
 
 
 @functools.cache

@@ -65,6 +65,15 @@ def test_three_steps_a_checkpoint_and_three_more_are_six_steps_bit_by_bit(
     assert differing(state(second), state(straight)) == []
 
 
+def test_a_reference_that_was_reset_comes_back_with_the_checkpoint(make_updater: MakeUpdater, tmp_path: Path) -> None:
+    straight, first, second = (make_updater(reset_reference_every=2) for _ in range(3))
+    train(straight, range(1, 7))
+    train(first, range(1, 4))
+    saved(tmp_path, first, 3).load(second)
+    train(second, range(4, 7))
+    assert differing(state(second), state(straight)) == []
+
+
 def test_loading_brings_the_random_state_back(make_updater: MakeUpdater, tmp_path: Path) -> None:
     store = saved(tmp_path, make_updater(), 1)
     expected = torch.rand(4)

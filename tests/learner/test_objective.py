@@ -203,3 +203,17 @@ def test_the_original_takes_a_slice_of_the_scores_where_rows_are_permuted() -> N
     theirs = (log_z - scores[:4]).tolist()
     assert theirs == [-0.5, -0.5, 0.5, 0.5]
     assert (ours.log_z - scores[inds]).tolist() == [-0.5, 0.5, 0.5, -0.5]
+
+
+def test_the_power_of_the_reference_is_part_of_the_target() -> None:
+    # With w = 0 the target is exp(r / beta) alone: its softmax is the optimum, whatever the reference says.
+    reward, beta = torch.tensor([1.0, 0.0, 0.4]), torch.full((3,), 0.25)
+    optimum = (reward / beta).log_softmax(0)
+    group = torch.zeros(3, dtype=torch.int64)
+    ref_logprob = torch.tensor([-9.0, -1.0, -4.0])
+    for weight, is_optimum in ((0.0, True), (1.0, False)):
+        result = trajectory_balance(
+            optimum, ref_logprob, reward=reward, beta=beta, group=group, reference_weight=torch.full((3,), weight)
+        )
+        assert (result.loss.item() < 1e-9) == is_optimum
+        torch.testing.assert_close(result.log_ratio, optimum - ref_logprob)

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from services.learner.schedule import LearningRateSchedule, beta_at
-from tba_common.tasks import Target
+from services.learner.schedule import LearningRateSchedule, Strengths, beta_at, strengths_at
+from tba_common.tasks import Ramp, Target
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,18 @@ def test_no_warm_up_starts_at_the_peak() -> None:
 def test_an_unreadable_schedule_says_what_was_expected(text: str) -> None:
     with pytest.raises(ValueError, match="expected 'warmup' or 'warmup/stable/decay'"):
         LearningRateSchedule.parse(text)
+
+
+def test_the_target_of_the_paper_keeps_the_reference_whole() -> None:
+    assert strengths_at(Target(beta=0.05), 7) == Strengths(beta=0.05, reference_weight=1.0)
+
+
+def test_gamma_and_temperature_weaken_the_terms_as_red_teaming_does() -> None:
+    # log R = (log pi_ref / gamma + r / beta) / T, halfway on both ramps: gamma 1.1, T 1.5.
+    target = Target(
+        beta=0.1, gamma=Ramp(start=1.0, end=1.2, steps=100), temperature=Ramp(start=2.0, end=1.0, steps=100)
+    )
+    halfway = strengths_at(target, 50)
+    assert halfway.beta == pytest.approx(0.15)
+    assert halfway.reference_weight == pytest.approx(1 / 1.65)
+    assert strengths_at(target, 100) == Strengths(beta=0.1, reference_weight=1 / 1.2)

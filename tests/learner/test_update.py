@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import pytest
 import torch
 from torch import Tensor
 
+from services.learner.collate import pad_rows
 from services.learner.schedule import LearningRateSchedule
 from services.learner.update import MAX_GRAD_NORM, Updater
-from tests.learner.groups import batch, draw, group
+from tba_common.messages import Draw, Group
+from tba_common.tasks import Target
+from tests.learner.groups import PROMPT, batch, draw, group
 from tests.learner.small_policy import EOS
 
 MakeUpdater = Callable[..., Updater]
@@ -116,3 +120,70 @@ def test_every_micro_batch_is_a_sign_of_life(make_updater: MakeUpdater) -> None:
     updater = make_updater(token_budget=1, progress=lambda: beats.append(None))
     updater.update(batch(1, size=2, draws=4), 1)
     assert len(beats) == 8
+
+
+def shares_log_z(*rewards: Sequence[float]) -> list[Group]:
+    """Groups of a task whose baseline is the batch, at beta 0.1."""
+    target = Target(beta=0.1, baseline="batch")
+    return [
+        group(*(draw(10 * i + j, [40 + j, EOS], reward=r) for j, r in enumerate(mine)), index=i, target=target)
+        for i, mine in enumerate(rewards)
+    ]
+
+
+@pytest.mark.parametrize("token_budget", [4096, 1])
+def test_a_task_may_share_one_log_z_over_its_whole_part_of_a_batch(
+    make_updater: MakeUpdater, token_budget: int
+) -> None:
+    # Every prompt alone has equal rewards, and so says nothing; together they are 10, 10, 0, 0.
+    update = make_updater(token_budget=token_budget).update(shares_log_z([1.0, 1.0], [0.0, 0.0]), 1)
+    assert update.loss == pytest.approx(25)
+    assert update.log_z == pytest.approx(5)
+
+
+def test_two_tasks_never_share_a_log_z(make_updater: MakeUpdater) -> None:
+    first, second = shares_log_z([1.0, 1.0], [0.0, 0.0])
+    assert make_updater().update([first, second.model_copy(update={"task_id": 2})], 1).loss == 0
+
+
+def without_reference(updater: Updater) -> Updater:
+    updater.policy = replace(updater.policy, reference=None)
+    return updater
+
+
+def with_ref_logprobs(updater: Updater, groups: Sequence[Group]) -> list[Group]:
+    """The groups as they come where a scorer computed what the updater's own reference says."""
+
+    def known(one: Draw) -> Draw:
+        rows = pad_rows([(PROMPT, one.token_ids.tolist())], temperature=[1.0], pad_token_id=0)
+        return one.model_copy(update={"ref_logprob": float(updater.policy.ref_logprob(rows))})
+
+    return [g.model_copy(update={"draws": tuple(map(known, g.draws))}) for g in groups]
+
+
+@pytest.mark.parametrize("token_budget", [4096, 20])
+def test_a_reference_scorer_stands_in_for_the_reference(make_updater: MakeUpdater, token_budget: int) -> None:
+    mine, groups = make_updater(token_budget=token_budget), batch(3)
+    scored = without_reference(make_updater(token_budget=token_budget))
+    for step in (1, 2):
+        expected = mine.update(groups, step)
+        got = scored.update(with_ref_logprobs(mine, groups), step)
+        assert got.loss == pytest.approx(expected.loss, rel=1e-3)
+        assert got.log_ratio == pytest.approx(expected.log_ratio, abs=1e-4)
+
+
+def test_what_no_reference_scorer_saw_is_not_trained_and_the_rest_is(make_updater: MakeUpdater) -> None:
+    updater = without_reference(make_updater())
+    before = weights(updater)
+    update = updater.update([group(draw(1, [40, EOS], reward=1.0), draw(2, [41, EOS]))], 1)
+    assert (update.trajectories, update.skipped) == (0, False)
+    assert same(weights(updater), before)
+    scored = group(draw(3, [40, EOS], reward=1.0, ref_logprob=-2.0), draw(4, [41, EOS], ref_logprob=-2.0), index=1)
+    assert updater.update([group(draw(1, [40, EOS])), scored], 2).trajectories == 2
+    assert not same(weights(updater), before)
+
+
+def test_every_rho_steps_the_policy_becomes_its_own_reference(make_updater: MakeUpdater) -> None:
+    updater = make_updater(reset_reference_every=2)
+    log_ratios = [updater.update(batch(1), step).log_ratio for step in range(1, 6)]
+    assert [value == 0 for value in log_ratios] == [True, False, True, False, True]

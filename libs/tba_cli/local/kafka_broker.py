@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,10 @@ class Broker:
         self.process.wait()
 
 
-def start(port: int = 0, log_file: Path | None = None) -> Broker:
-    """Start an empty broker and create every topic; port 0 is any free one. Without `log_file` it is silent.
+def start(port: int = 0, log_file: Path | None = None, *, scorers: Sequence[str] = ("verifier",)) -> Broker:
+    """Start an empty broker with every topic of a deployment with these scorers; without `log_file` it is silent.
+
+    Port 0 is any free one.
 
     Raises:
         BrokerError: the port is taken, or the broker ended or did not answer in time.
@@ -66,14 +68,16 @@ def start(port: int = 0, log_file: Path | None = None) -> Broker:
             raise BrokerError(f"the broker does not listen on port {port} after {_START_SECONDS:.0f} s")
         time.sleep(0.02)
     broker = Broker(f"{LOOPBACK}:{port}", process)
-    _create_topics(broker.servers)
+    _create_topics(broker.servers, scorers)
     return broker
 
 
 @contextmanager
-def running(port: int = 0, log_file: Path | None = None) -> Iterator[str]:
+def running(
+    port: int = 0, log_file: Path | None = None, *, scorers: Sequence[str] = ("verifier",)
+) -> Iterator[str]:
     """The bootstrap servers of a broker that lives as long as the block."""
-    broker = start(port, log_file)
+    broker = start(port, log_file, scorers=scorers)
     try:
         yield broker.servers
     finally:
@@ -86,8 +90,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="loopback port, 0 for any free one")
     parser.add_argument("--log-file", type=Path, help="file for the broker's own words; it is silent without")
     arguments = parser.parse_args()
-    with Lifecycle("kafka-broker", ServiceSettings()) as life:
-        broker = start(arguments.port, arguments.log_file)
+    settings = ServiceSettings.from_environment()
+    with Lifecycle("kafka-broker", settings) as life:
+        broker = start(arguments.port, arguments.log_file, scorers=settings.scorers)
         log.info("the broker is ready", extra={"servers": broker.servers})
         life.ready(True)
         if foreground.stay(broker.process, life):
@@ -109,11 +114,11 @@ def _launch(port: int, log_file: Path | None) -> subprocess.Popen[bytes]:
         return start_tethered(command, signal_on_orphan=signal.SIGKILL, output=output)
 
 
-def _create_topics(servers: str) -> None:
+def _create_topics(servers: str, scorers: Sequence[str]) -> None:
     from tba_common.kafka import create_topics
-    from tba_common.topics import TOPICS
+    from tba_common.topics import topics_for
 
-    create_topics(servers, TOPICS)
+    create_topics(servers, topics_for(scorers))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from tba_cli.local import kafka_broker, state_file
 from tba_cli.local.ports import LOOPBACK, answers, free_ports
 from tba_common.kafka import create_topics
-from tba_common.topics import TOPICS
+from tba_common.topics import topics_for
 from tests.cli.local.processes import wait_until, wrapper
 
 pytestmark = pytest.mark.integration
@@ -23,7 +23,7 @@ def children(pid: int) -> list[int]:
 
 def test_a_new_broker_has_every_topic() -> None:
     with kafka_broker.running() as servers:
-        assert create_topics(servers, TOPICS) == []
+        assert create_topics(servers, topics_for(["verifier"])) == []
 
 
 def test_the_same_port_serves_again_after_a_restart() -> None:
@@ -31,7 +31,7 @@ def test_the_same_port_serves_again_after_a_restart() -> None:
     for _ in range(2):
         with kafka_broker.running(port) as servers:
             assert servers == f"{LOOPBACK}:{port}"
-            assert create_topics(servers, TOPICS) == []
+            assert create_topics(servers, topics_for(["verifier"])) == []
         assert not answers(port)
 
 
