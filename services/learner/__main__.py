@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from services.learner.ranks import Ranks
+    from services.learner.settings import LearnerSettings
+    from services.learner.update import Updater
 
 
 def main() -> None:
@@ -62,35 +69,33 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run() -> None:
     from services.learner.settings import LearnerSettings
+
+    settings = LearnerSettings.from_environment()  # before torch is imported: what is wrong is said at once
+    from services.learner.ranks import Ranks
+
+    ranks = Ranks.join()
+    if ranks.leads:
+        _lead(settings, ranks)
+    else:
+        _follow(settings, ranks)
+
+
+def _lead(settings: LearnerSettings, ranks: Ranks) -> None:
     from tba_common.delivery import DeadLetters
     from tba_common.kafka import Producer, Reader
     from tba_common.lifecycle import Lifecycle
     from tba_common.topics import BATCHES
 
-    settings = LearnerSettings.from_environment()
     with Lifecycle("tba-learner", settings) as life:
+        from services.learner.checkpoint import align
         from services.learner.loop import Learner
-        from services.learner.policy import Policy
-        from services.learner.schedule import LearningRateSchedule
-        from services.learner.update import Updater
 
-        updater = Updater(
-            Policy.load(
-                settings.model,
-                device=settings.device,
-                lora_rank=settings.lora_rank,
-                with_reference=settings.reference == "learner",
-            ),
-            learning_rate=settings.learning_rate,
-            schedule=LearningRateSchedule.parse(settings.learning_rate_schedule),
-            token_budget=settings.micro_batch_tokens,
-            reset_reference_every=settings.reset_reference_every,
-            progress=life.beat,
-        )
-        producer = Producer(settings.kafka_servers, settings.run_id)
+        updater = _updater(settings, ranks, life.beat)
+        producer = Producer(settings.brokers, settings.run_id)
         learner = Learner(settings, updater, producer, DeadLetters(producer, settings.run_id, "tba-learner"))
+        align(updater)
         learner.start()
-        reader = Reader(settings.kafka_servers, settings.run_id, [BATCHES.name], learner.offsets)
+        reader = Reader(settings.brokers, settings.run_id, [BATCHES.name], learner.offsets)
         life.ready(True)
         while not life.stop.is_set() and not learner.finished:
             learner.step(reader)
@@ -98,6 +103,36 @@ def _run() -> None:
         learner.close()
         reader.close()
         producer.close()
+        ranks.send_home()
+
+
+def _follow(settings: LearnerSettings, ranks: Ranks) -> None:
+    from services.learner.checkpoint import align
+
+    updater = _updater(settings, ranks, lambda: None)
+    align(updater)
+    updater.follow()
+
+
+def _updater(settings: LearnerSettings, ranks: Ranks, progress: Callable[[], None]) -> Updater:
+    from services.learner.policy import Policy
+    from services.learner.schedule import LearningRateSchedule
+    from services.learner.update import Updater
+
+    return Updater(
+        Policy.load(
+            settings.model,
+            device=ranks.device(settings.device),
+            lora_rank=settings.lora_rank,
+            with_reference=settings.reference == "learner",
+        ),
+        learning_rate=settings.learning_rate,
+        schedule=LearningRateSchedule.parse(settings.learning_rate_schedule),
+        token_budget=settings.micro_batch_tokens,
+        reset_reference_every=settings.reset_reference_every,
+        ranks=ranks,
+        progress=progress,
+    )
 
 
 if __name__ == "__main__":

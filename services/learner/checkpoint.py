@@ -92,6 +92,19 @@ class CheckpointStore:
         return sorted(path for path in self._directory.glob("step-*") if path.suffix != ".tmp")
 
 
+def align(updater: Updater) -> None:
+    """Bring every rank to where the leader is, which alone has read the checkpoint."""
+    ranks = updater.ranks
+    if ranks.agree(int(bool(updater.optimizer.state))) and not ranks.leads:
+        for parameter in updater.policy.trained.values():
+            moments = {moment: torch.zeros_like(parameter) for moment in _MOMENTS[1:]}
+            updater.optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+    tensors = _tensors(updater)
+    ranks.copy_from_leader(tensors.values())
+    if not ranks.leads:
+        _restore(updater, tensors)
+
+
 def _base(updater: Updater) -> str | None:
     """The digest of what an adapter lies on, which is not in the checkpoint; None where every weight is."""
     adapter = updater.policy.adapter

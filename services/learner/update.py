@@ -18,6 +18,7 @@ from torch import Tensor
 from services.learner.collate import MicroBatch, split_batch
 from services.learner.objective import estimate_log_z, trajectory_balance
 from services.learner.policy import Policy
+from services.learner.ranks import ALONE, Ranks
 from services.learner.schedule import LearningRateSchedule
 from tba_common.messages import Group
 
@@ -44,7 +45,7 @@ class Update:
 
 
 class Updater:
-    """The policy's optimiser and its schedule.
+    """The policy's optimiser and its schedule. With several ranks, `update` on the leader is `follow` on the others.
 
     `progress` is called after every micro-batch, so that a long step is not mistaken for a dead process.
     """
@@ -57,9 +58,11 @@ class Updater:
         schedule: LearningRateSchedule,
         token_budget: int,
         reset_reference_every: int = 0,
+        ranks: Ranks = ALONE,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy = policy
+        self.ranks = ranks
         self.optimizer = torch.optim.AdamW(policy.trained.values(), lr=learning_rate, weight_decay=0.0)
         self._learning_rate = learning_rate
         self._schedule = schedule
@@ -69,7 +72,16 @@ class Updater:
 
     def update(self, groups: Sequence[Group], step: int) -> Update:
         """Take optimiser step `step` (1, 2, ...) on a whole batch."""
-        groups = self._trainable(groups)
+        self.ranks.send(step, groups)
+        return self._take(self._trainable(groups), step)
+
+    def follow(self) -> None:
+        """Take the leader's steps until it is over."""
+        while (work := self.ranks.receive()) is not None:
+            step, groups = work
+            self._take(self._trainable(groups), step)
+
+    def _take(self, groups: Sequence[Group], step: int) -> Update:
         learning_rate = self._learning_rate * self._schedule.multiplier(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate
@@ -111,12 +123,7 @@ class Updater:
         """
         draws = sum(len(group.draws) for group in groups)
         means = torch.zeros(5, device=self.policy.device)
-        for unit in split_batch(
-            groups,
-            pad_token_id=self.policy.pad_token_id,
-            token_budget=self._token_budget,
-            device=self.policy.device,
-        ):
+        for unit in self.ranks.share(self._units(groups)):
             log_z = self._log_z_of_split_group(unit) if len(unit) > 1 else None
             for part in unit:
                 result = trajectory_balance(
@@ -133,7 +140,19 @@ class Updater:
                 seen = (result.loss, part.reward, result.log_z, result.log_ratio, part.beta)
                 means += share * torch.stack([value.detach().mean() for value in seen])
                 self._progress()
+        if self.ranks.count > 1:
+            self.ranks.add_up([means, *map(_gradient, self.policy.trained.values())])
         return means
+
+    def _units(self, groups: Sequence[Group]) -> list[tuple[MicroBatch, ...]]:
+        """The batch in units of work, shortest first; small enough that every rank gets some."""
+        tokens = sum(len(g.prompt_token_ids) + len(draw.token_ids) for g in groups for draw in g.draws)
+        return split_batch(
+            groups,
+            pad_token_id=self.policy.pad_token_id,
+            token_budget=min(self._token_budget, -(-tokens // self.ranks.count)) if groups else self._token_budget,
+            device=self.policy.device,
+        )
 
     def _log_z_of_split_group(self, parts: Sequence[MicroBatch]) -> Tensor:
         """log Z of a group too large for one micro-batch: a pass without gradients over all of it, [1]."""
@@ -154,3 +173,10 @@ class Updater:
         if self.policy.reference is None:
             return part.ref_logprob
         return self.policy.ref_logprob(part.rows)[part.row]
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter; zero where this rank had no part of the batch."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

@@ -34,7 +34,7 @@ SCHEDULE: Final = "4/2/10"
 
 
 @contextlib.contextmanager
-def learner(broker: str, run_id: str, root: Path) -> Iterator[subprocess.Popen[bytes]]:
+def learner(broker: str, run_id: str, root: Path, *, ranks: int = 1) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {
         "TBA_KAFKA_SERVERS": broker,
         "TBA_RUN_ID": run_id,
@@ -48,12 +48,22 @@ def learner(broker: str, run_id: str, root: Path) -> Iterator[subprocess.Popen[b
         "TBA_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
     }
-    process = subprocess.Popen([sys.executable, "-m", "services.learner", "run"], env=environment)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"] if ranks > 1 else []
+    command = [sys.executable, "-m", *torchrun, "services.learner", "run"]
+    process = subprocess.Popen(command, env=environment)
     try:
         yield process
     finally:
-        process.kill()
-        process.wait()
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process and to what torchrun started, each rank in a session of its own."""
+    with contextlib.suppress(FileNotFoundError):
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in [process.pid, *map(int, ranks)]:
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
 
 
 class Ear:
@@ -136,3 +146,28 @@ def test_a_learner_killed_after_a_checkpoint_ends_with_the_weights_of_steps_with
     weights, expected = load_file(newest.directory / "model.safetensors"), trained_without_a_break(tmp_path / "model")
     assert weights.keys() == expected.keys()
     assert [name for name in weights if not torch.equal(weights[name], expected[name])] == []
+
+
+def test_two_ranks_killed_after_a_checkpoint_end_with_the_weights_of_one(
+    broker: str, run_id: str, tmp_path: Path
+) -> None:
+    write_small(tmp_path / "model")
+    send(broker, run_id, batches(1, 2, 3, 4, 5))
+    with ear(broker, run_id) as said:
+        with learner(broker, run_id, tmp_path, ranks=2) as first:
+            said.listen_until_step(5)
+            kill(first)
+        send(broker, run_id, batches(6, 7, 8))
+        with learner(broker, run_id, tmp_path, ranks=2) as second:
+            said.listen_until_step(STEPS_IN_ALL)
+            second.send_signal(signal.SIGTERM)
+            second.wait(timeout=40)
+    steps = {step.step: step for step in said.steps}
+    assert sorted(steps) == list(range(1, STEPS_IN_ALL + 1))
+    assert steps[1].trajectories == sum(len(group.draws) for group in batch(1))
+    store = WeightStore(tmp_path / "weights")
+    newest = store.find(store.versions()[-1])
+    assert newest.step == STEPS_IN_ALL
+    weights, expected = load_file(newest.directory / "model.safetensors"), trained_without_a_break(tmp_path / "model")
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-3)
