@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tba_common.messages import Step
 from tba_common.tasks import Task
@@ -66,6 +66,9 @@ class Evaluation(Answer):
     n_expected: int
     mean_reward: float | None
     accuracy: float | None
+    scores: dict[str, float] = Field(default_factory=dict)
+    pass_at: dict[int, float] = Field(default_factory=dict)
+    kl: float | None = None
 
 
 class StepAnswer(Step):
@@ -175,3 +178,47 @@ class Problem(Answer):
         if not faults and self.detail:
             faults = [f"  {self.detail}"]
         return "\n".join([f"{self.title} ({self.status})", *faults])
+
+
+class ScaleSignals(Answer):
+    """What decides how many generators there should be. Seconds, and trajectories a second."""
+
+    age_seconds: float
+    tasks_active: int
+    wait_ratio: float | None
+    step_seconds: float | None
+    trajectories_per_second: float
+    fresh_steps: float
+    stock_steps: float
+    staleness_versions: float | None
+    admission_capacity: int
+    in_flight_prompts: int
+
+
+class ScaleDecision(Answer):
+    """A decision of the autoscaler, from when it was made first until it was made last."""
+
+    desired: int
+    replicas: int
+    ready: int
+    reason: str
+    sentence: str
+    applied: bool
+    created_at: datetime
+    decided_at: datetime
+
+
+class ScaleOverride(Answer):
+    """A number that holds until then."""
+
+    replicas: int
+    until: datetime
+
+
+class Autoscaler(Answer):
+    """What the autoscaler sees and did, the newest decision first."""
+
+    signals: ScaleSignals | None
+    override: ScaleOverride | None
+    decision: ScaleDecision | None
+    decisions: tuple[ScaleDecision, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -13,6 +14,7 @@ import httpx
 from pydantic import ValidationError
 
 from tba_cli.answers import (
+    Autoscaler,
     Evaluation,
     EvaluationRequest,
     PostedPrompt,
@@ -87,6 +89,11 @@ class Client:
         """Add prompts to a task, and say what became of each."""
         return [posted for portion in _portions(prompts) for posted in self._add(name, portion)]
 
+    def seed(self, name: str, answers: Sequence[tuple[str, str]]) -> None:
+        """Give known answers to training prompts, each as the prompt's key and the answer."""
+        body = [{"key": key, "answer": answer} for key, answer in answers]
+        self._change("POST", f"{_task(name)}/seeds", body)
+
     def pause(self, name: str) -> TaskAnswer:
         """Order no more completions for a task."""
         return TaskAnswer.model_validate_json(self._change("POST", f"{_task(name)}/pause").content)
@@ -103,6 +110,22 @@ class Client:
         """Ask for an evaluation with one policy version, the newest by default."""
         body = {} if policy_version is None else {"policy_version": policy_version}
         return EvaluationRequest.model_validate_json(self._change("POST", f"{_task(name)}/evaluations", body).content)
+
+    def autoscaler(self) -> Autoscaler:
+        """What the autoscaler sees, decided, and is told."""
+        return Autoscaler.model_validate_json(self._get("/v1/autoscaler").content)
+
+    def desired_generators(self) -> int:
+        """How many generators there should be; refused while nobody decides."""
+        return int(self._get("/v1/autoscaler/desired").json()["desired"])
+
+    def override_autoscaler(self, replicas: int, until: datetime) -> None:
+        """Put a number in place of the autoscaler's until a time."""
+        self._change("POST", "/v1/autoscaler/override", {"replicas": replicas, "until": until.isoformat()})
+
+    def clear_override(self) -> None:
+        """Let the autoscaler decide again."""
+        self._change("DELETE", "/v1/autoscaler/override")
 
     def steps(self, after: int = -1) -> list[StepAnswer]:
         """Every optimiser step after one, in order."""
@@ -131,6 +154,14 @@ class Client:
         newest = self.status().policy_version
         versions = range(0 if newest is None else newest + 1)
         return sum(bool(self.trajectories(task=task, policy_version=version, limit=1)) for version in versions)
+
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> httpx.Response:
+        """Read what a path has."""
+        return self._get(path, query)
+
+    def change(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """Change something, once."""
+        return self._change(method, path, body)
 
     def close(self) -> None:
         """Close the connections."""

@@ -9,24 +9,24 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
-from tba_cli.answers import Evaluation, Status
+from tba_cli.answers import Status
 from tba_cli.client import Client
-from tba_cli.intervals import wilson
+from tba_cli.demo_figures import Plan, collect, measured
 from tba_cli.local.stack import Stack, StackOptions
-from tba_cli.presets import addition, smollm2
-from tba_cli.presets.preset import DemoError, Preset, Start
-from tba_cli.report import Curves, Report, write_report
-from tba_common.tasks import PromptSpec
+from tba_cli.presets import addition, preference, redteam, smollm2
+from tba_cli.presets.preset import DemoError, Made, Preset, Start
+from tba_cli.report import Report, write_report
 
-PRESETS: Final = {preset.name: preset for preset in (addition.PRESET, smollm2.PRESET)}
+PRESETS: Final = {
+    preset.name: preset for preset in (addition.PRESET, preference.PRESET, redteam.PRESET, smollm2.PRESET)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,31 +42,6 @@ class DemoOptions:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """A demo about to start: its preset, with every choice made."""
-
-    preset: Preset
-    directory: Path
-    steps: int
-    prompts: Sequence[PromptSpec]
-    model: str
-    preparation_seconds: float
-
-    @property
-    def held_out(self) -> int:
-        return sum(prompt.split == "eval" for prompt in self.prompts)
-
-    @property
-    def task(self) -> str:
-        return self.preset.task.name
-
-    def is_complete(self, evaluation: Evaluation) -> bool:
-        """Whether every held-out problem has been answered as often as it should."""
-        answers = self.held_out * self.preset.task.evaluation.completions
-        return evaluation.n == evaluation.n_expected == answers
-
-
 def main(options: DemoOptions | None = None, console: Console | None = None) -> Report:
     """Run the demo and return its report, which also lies in the directory."""
     options = options or DemoOptions()
@@ -79,41 +54,50 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
         run_id="demo",
         generators=options.generators or plan.preset.generators,
         generator_python=options.generator_python,
-        env=plan.preset.environment(plan.steps),
+        scorers=plan.preset.scorers,
+        env=plan.environment,
     )
     console.print("[bold]Starting the platform[/] (logs in", f"{stack_options.directory / 'logs'})")
     with Stack(stack_options) as stack, Client(stack.url, attempts=9) as client:
         processes = [{"name": name, "pid": pid} for name, pid in stack.pids().items()]
         console.print(f"  {len(processes)} processes run; watch them at {stack.url}")
         client.post_task(plan.preset.task, plan.prompts)
+        if seeds := plan.preset.seeds():
+            client.seed(plan.task, seeds)
         client.evaluate(plan.task, 0)
         _follow(stack, client, plan, console)
         newest = _finish(stack, client, plan, console)
-        report, curves = _collect(client, plan, processes, stack.restarts(), newest, began)
+        seconds = time.monotonic() - began
+        report, curves = collect(client, plan, processes, stack.restarts(), newest=newest, seconds=seconds)
         _keep_policy(stack.directory / "weights" / f"v{newest:06d}", plan.directory / "policy")
     write_report(plan.directory, report, curves)
     _say(report, plan.directory, console)
     return report
 
 
-def _prepare(options: DemoOptions, preset: Preset, console: Console) -> _Plan:
+def _prepare(options: DemoOptions, preset: Preset, console: Console) -> Plan:
     began = time.monotonic()
     directory = options.directory or preset.directory
     prompts = preset.problems(options.seed)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     start = Start(directory=directory, models=directory.parent / "models", prompts=prompts, say=console.print)
-    return _Plan(
+    if options.model and not preset.has_only_a_policy:
+        raise DemoError(f"--model: preset {preset.name} makes models that fit its own policy")
+    made = Made(policy=Path(options.model)) if options.model else preset.make(start)
+    steps = options.steps or preset.steps
+    return Plan(
         preset=preset,
         directory=directory,
-        steps=options.steps or preset.steps,
+        steps=steps,
         prompts=prompts,
-        model=options.model or str(preset.policy(start)),
+        model=options.model or str(made.policy),
+        environment=_together(preset.environment(steps), made.environment),
         preparation_seconds=time.monotonic() - began,
     )
 
 
-def _follow(stack: Stack, client: Client, plan: _Plan, console: Console) -> None:
+def _follow(stack: Stack, client: Client, plan: Plan, console: Console) -> None:
     """Show progress until the learner has taken its last step."""
     step, moved_at, shown_at = -1, time.monotonic(), 0.0
     while not stack.learner_is_done():
@@ -129,21 +113,21 @@ def _follow(stack: Stack, client: Client, plan: _Plan, console: Console) -> None
         time.sleep(0.5)
 
 
-def _progress(client: Client, status: Status, plan: _Plan) -> str:
+def _progress(client: Client, status: Status, plan: Plan) -> str:
     recent = client.steps(after=max(status.step - 10, -1))
     reward = f"{sum(step.reward for step in recent) / len(recent):.2f}" if recent else "-"
     scored = [e for e in client.evaluations(plan.task) if plan.is_complete(e)]
-    accuracy = f"{scored[-1].accuracy:.1%} (v{scored[-1].policy_version})" if scored else "-"
+    held_out = f"{measured(scored[-1], plan.preset.measure):.1%} (v{scored[-1].policy_version})" if scored else "-"
     age = status.staleness.mean_versions
     waits = "" if status.state == "running" else f"  {status.waiting_for}"
     return (
         f"  step {status.step:>3}/{plan.steps}  v{status.policy_version or 0:<3}  reward {reward:>4}  "
-        f"held-out {accuracy:<12}  staleness {age or 0:3.1f}  "
+        f"held-out {held_out:<12}  staleness {age or 0:3.1f}  "
         f"{status.rates.trajectories_per_minute:>6,} trajectories/min{waits}"
     )
 
 
-def _finish(stack: Stack, client: Client, plan: _Plan, console: Console) -> int:
+def _finish(stack: Stack, client: Client, plan: Plan, console: Console) -> int:
     """Stop ordering completions, evaluate the newest version, and let the line run empty."""
     client.pause(plan.task)
     newest = client.status().policy_version
@@ -160,59 +144,13 @@ def _finish(stack: Stack, client: Client, plan: _Plan, console: Console) -> int:
     return newest
 
 
-def _collect(
-    client: Client,
-    plan: _Plan,
-    processes: Sequence[dict[str, object]],
-    restarts: dict[str, int],
-    newest: int,
-    began: float,
-) -> tuple[Report, Curves]:
-    steps = client.steps()
-    status = client.status()
-    accuracy = {e.policy_version: e.accuracy for e in client.evaluations(plan.task) if plan.is_complete(e)}
-    before, after = accuracy[0], accuracy[newest]
-    if before is None or after is None:
-        raise DemoError("an evaluation has no accuracy")
-    staleness: Counter[int] = Counter()
-    for step in steps:
-        staleness.update({int(age): count for age, count in step.staleness_versions.items()})
-    seconds = time.monotonic() - began
-    sampling = plan.preset.task.evaluation
-    first = steps[0].created_at
-    report = Report(
-        accuracy_before=before,
-        accuracy_after=after,
-        interval_before=wilson(before, plan.held_out),
-        interval_after=wilson(after, plan.held_out),
-        held_out_problems=plan.held_out,
-        answers_per_problem=sampling.completions,
-        evaluation="greedy" if sampling.temperature == 0 else f"sampled at temperature {sampling.temperature:g}",
-        steps=len(steps),
-        policy_versions=client.generator_versions(plan.task),
-        trajectories=status.ledger.stored,
-        duplicates=status.ledger.duplicates,
-        dead_letters=status.queues.dead_letters,
-        staleness={str(age): staleness[age] for age in sorted(staleness)},
-        seconds=round(seconds, 1),
-        seconds_of_preparation=round(plan.preparation_seconds, 1),
-        completions_per_second=round(status.ledger.issued / (seconds - plan.preparation_seconds), 1),
-        ledger=status.ledger.model_dump(exclude={"balances"}),
-        processes=processes,
-        restarts=restarts,
-        prompt_format=plan.preset.problem_format,
-        run_id=status.run_id,
-        preset=plan.preset.name,
-        model=plan.model,
-    )
-    curves = Curves(
-        rewards=[step.reward for step in steps],
-        losses=[step.loss for step in steps],
-        step_ends_seconds=[(step.created_at - first).total_seconds() for step in steps],
-        trajectories_per_step=steps[0].trajectories,
-        evaluations=sorted((version, value) for version, value in accuracy.items() if value is not None),
-    )
-    return report, curves
+def _together(*environments: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Settings by process, from several places."""
+    found: dict[str, dict[str, str]] = {}
+    for environment in environments:
+        for process, settings in environment.items():
+            found.setdefault(process, {}).update(settings)
+    return found
 
 
 def _keep_policy(version: Path, policy: Path) -> None:
@@ -221,9 +159,13 @@ def _keep_policy(version: Path, policy: Path) -> None:
 
 def _say(report: Report, directory: Path, console: Console) -> None:
     console.print(
-        f"[bold]Held-out accuracy {report.accuracy_before:.1%} -> {report.accuracy_after:.1%}[/] "
-        f"({report.held_out_problems} problems, {report.evaluation}) "
+        f"[bold]{report.measure} {report.before:.1%} -> {report.after:.1%}[/] "
+        f"({report.measured_on}, {report.evaluation}) "
         f"in {report.steps} steps, {report.policy_versions} policy versions, {report.seconds:.0f} s"
     )
+    for name, (before, after) in report.beside.items():
+        console.print(
+            f"  {name}  {'-' if before is None else f'{before:.3f}'} -> {'-' if after is None else f'{after:.3f}'}"
+        )
     console.print(f"  report  {directory / 'report.html'} (figures in report.json)")
     console.print(f"  policy  {directory / 'policy'} (Hugging Face format)")

@@ -52,6 +52,22 @@ def prompts_of(text: str, *, text_field: str, reference_field: str) -> list[Prom
     return prompts
 
 
+def seeds_of(text: str, *, answer_field: str, prompt_field: str) -> list[dict[str, str]]:
+    """Read one known answer a line, with the prompt it answers where a line has one; empty lines are passed over.
+
+    Raises:
+        BadInput: a line is not a JSON object of such texts; no line at all.
+    """
+    seeds = [
+        _seed(line, number, answer_field, prompt_field)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    if not seeds:
+        raise BadInput("expected at least one line with an answer, got none")
+    return seeds
+
+
 def task_of(**fields: Any) -> Task:
     """Build a task from options; None stands for the default.
 
@@ -70,14 +86,28 @@ def _given(value: Any) -> Any:
     return value
 
 
-def _prompt(line: str, number: int, text_field: str, reference_field: str) -> PromptSpec:
+def _row(line: str, number: int, needed: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise BadInput(f"line {number}: expected a JSON object, got {error}") from error
-    if not isinstance(row, dict) or text_field not in row:
+    if not isinstance(row, dict) or needed not in row:
         got = ", ".join(row) if isinstance(row, dict) else "no object"
-        raise BadInput(f"line {number}: expected a field {text_field!r}, got {got}")
+        raise BadInput(f"line {number}: expected a field {needed!r}, got {got}")
+    return row
+
+
+def _seed(line: str, number: int, answer_field: str, prompt_field: str) -> dict[str, str]:
+    row = _row(line, number, answer_field)
+    found = {"answer": row[answer_field], "prompt": row.get(prompt_field)}
+    for name, value in found.items():
+        if value is not None and not isinstance(value, str):
+            raise BadInput(f"line {number}: expected {name} as text, got {json.dumps(value)}")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _prompt(line: str, number: int, text_field: str, reference_field: str) -> PromptSpec:
+    row = _row(line, number, text_field)
     fields = {name: row[name] for name in _OWN_FIELDS if name in row}
     reference = row.get(reference_field)
     if isinstance(reference, int | float):

@@ -22,15 +22,22 @@ td.n { text-align: right; font-variant-numeric: tabular-nums } svg { max-width: 
 class Report:
     """The figures of a run; the fields of `report.json`.
 
-    Accuracies are shares of right answers to `held_out_problems`, answered as `evaluation` says; their intervals
-    are of 95%, with the problems as trials. `staleness` counts trained trajectories by policy versions of age;
+    `before` and `after` are of the figure that `measure` names, on `held_out_problems`, answered as `evaluation` says;
+    their intervals are of 95%, with `trials` trials. `beside` has further figures, each before and after. Accuracies
+    are shares of answers with the whole reward. `staleness` counts trained trajectories by policy versions of age;
     `ledger` counts training completions.
     """
 
-    accuracy_before: float
-    accuracy_after: float
+    measure: str
+    measured_on: str
+    before: float
+    after: float
     interval_before: tuple[float, float]
     interval_after: tuple[float, float]
+    trials: int
+    beside: Mapping[str, tuple[float | None, float | None]]
+    accuracy_before: float
+    accuracy_after: float
     held_out_problems: int
     answers_per_problem: int
     evaluation: str  # greedy, or sampled at which temperature
@@ -41,7 +48,7 @@ class Report:
     dead_letters: int
     staleness: Mapping[str, int]
     seconds: float
-    seconds_of_preparation: float  # of the policy that it starts from
+    seconds_of_preparation: float  # of the models that it starts from
     completions_per_second: float
     ledger: Mapping[str, int]
     processes: Sequence[Mapping[str, Any]]
@@ -52,15 +59,19 @@ class Report:
     model: str
 
 
+Points = Sequence[tuple[int, float]]  # (policy version, figure)
+
+
 @dataclass(frozen=True)
 class Curves:
-    """What the pictures show. Each point of `evaluations` is (policy version, accuracy)."""
+    """What the pictures show."""
 
     rewards: Sequence[float]  # one per step
     losses: Sequence[float]  # one per step
     step_ends_seconds: Sequence[float]  # since the first step
     trajectories_per_step: int
-    evaluations: Sequence[tuple[int, float]]
+    evaluations: Points  # of the measured figure
+    beside: Mapping[str, Points]
 
 
 def write_report(directory: Path, report: Report, curves: Curves) -> None:
@@ -83,24 +94,34 @@ def _page(report: Report, curves: Curves) -> str:
         f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td class=n>{value:,}</td></tr>"
         for name, value in report.ledger.items()
     )
+    beside = "".join(
+        f"<tr><th>{html.escape(name)}</th><td class=n>{_figure(before)}</td><td class=n>{_figure(after)}</td></tr>"
+        for name, (before, after) in report.beside.items()
+    )
+    beside = beside and f"<h2>Beside it, before and after</h2><table>{beside}</table>"
     headline = (
-        f"Accuracy on {report.held_out_problems} held-out problems, {report.evaluation}: "
-        f"{report.accuracy_before:.1%} before, {report.accuracy_after:.1%} after {report.steps} steps"
+        f"{report.measure} on {report.measured_on}, {report.evaluation}: "
+        f"{report.before:.1%} before, {report.after:.1%} after {report.steps} steps"
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>TBA run {html.escape(report.run_id)}</title>'
         f"<style>{_CSS}</style><h1>{html.escape(headline)}</h1><p>{html.escape(_trust(report))}</p>{figures}"
-        f"<h2>Figures</h2><table>{rows}</table><h2>Ledger, in completions</h2><table>{ledger}</table></html>\n"
+        f"{beside}<h2>Figures</h2><table>{rows}</table><h2>Ledger, in completions</h2><table>{ledger}</table></html>\n"
     )
 
 
 def _trust(report: Report) -> str:
     before, after = (f"{low:.1%} to {high:.1%}" for low, high in (report.interval_before, report.interval_after))
-    answers = "once" if report.answers_per_problem == 1 else f"{report.answers_per_problem} times"
-    return (
-        f"95% intervals (Wilson, n = {report.held_out_problems} problems, each answered {answers}): "
-        f"{before} before, {after} after"
+    trials = f"{report.trials} problems, each answered " + (
+        "once" if report.answers_per_problem == 1 else f"{report.answers_per_problem} times"
     )
+    if report.trials != report.held_out_problems:
+        trials = f"{report.trials} answers"
+    return f"95% intervals (Wilson, n = {trials}): {before} before, {after} after"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _number(value: float | str) -> str:
@@ -110,16 +131,15 @@ def _number(value: float | str) -> str:
 
 
 def _figures(report: Report, curves: Curves) -> list[tuple[str, str]]:
-    versions = [version for version, _ in curves.evaluations]
-    accuracies = [accuracy for _, accuracy in curves.evaluations]
     ages = sorted(report.staleness, key=int)
     counts = [report.staleness[age] for age in ages]
     steps = list(range(1, len(curves.rewards) + 1))
     return [
         (
-            _line(versions, accuracies, "policy version", "accuracy", marker="o"),
-            f"Evaluation: held-out problems, {report.evaluation}",
+            _points(curves.evaluations, report.measure),
+            f"{report.measure} on {report.measured_on}, {report.evaluation}",
         ),
+        *((_points(points, name), f"Beside it: {name}") for name, points in curves.beside.items()),
         (_line(steps, curves.rewards, "optimiser step", "mean reward"), "Reward of the trajectories in each batch"),
         (_line(steps, curves.losses, "optimiser step", "loss"), "Trajectory-balance loss"),
         (_bars(ages, counts), "Staleness: how many versions old a trajectory was when it was trained on"),
@@ -135,6 +155,10 @@ def _throughput(curves: Curves, window: int = 10) -> tuple[list[float], list[flo
         if ends[i] > ends[i - window]
     ]
     return [x for x, _ in points], [y for _, y in points]
+
+
+def _points(points: Points, label: str) -> str:
+    return _line([version for version, _ in points], [figure for _, figure in points], "policy version", label, "o")
 
 
 def _line(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, marker: str = "") -> str:

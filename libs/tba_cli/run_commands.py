@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from tba_cli.errors import BadInput, TbaError
-from tba_cli.options import DEFAULT_URL, ApiKey, Format, Output, Url
+from tba_cli.options import DEFAULT_URL, ApiKey, Format, Output, Url, bounds
 
 GeneratorPython = Annotated[
     str,
@@ -38,10 +38,15 @@ def up(
         ),
     ] = None,
     generators: Annotated[int, typer.Option(min=1, help="Processes that sample.")] = 2,
+    autoscale: Annotated[
+        str | None,
+        typer.Option(metavar="MIN:MAX", show_default=False, help="As many of them as the learner needs, such as 1:4."),
+    ] = None,
     verifiers: Annotated[int, typer.Option(min=1, help="Processes that score.")] = 1,
     generator_python: GeneratorPython = sys.executable,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of the API; 0 is any free one.")] = 8000,
     run_id: Annotated[str, typer.Option(help="Name of the run; another name starts anew.")] = "main",
+    api_key: ApiKey = None,
 ) -> None:
     """Run the whole platform on this machine until Ctrl-C.
 
@@ -60,11 +65,12 @@ def up(
         run_id=run_id,
         api_port=port,
         generators=generators,
+        autoscale=None if autoscale is None else bounds(autoscale),
         verifiers=verifiers,
         generator_python=generator_python,
     )
     try:
-        asked_to_end = run(options, Console(highlight=False))
+        asked_to_end = run(options, Console(highlight=False), api_key)
     except (AlreadyRunning, StartError) as error:
         raise TbaError(str(error)) from error
     if not asked_to_end:
@@ -117,6 +123,8 @@ class PresetName(StrEnum):
     """What a demo can teach."""
 
     addition = "addition"
+    preference = "preference"
+    redteam = "redteam"
     smollm2 = "smollm2"
 
 
@@ -125,7 +133,8 @@ def demo(
         PresetName,
         typer.Option(
             help="addition: two digits, with a tiny policy made here, in 8 minutes. "
-            "smollm2: one-digit products, with SmolLM2-135M-Instruct, in 25."
+            "preference: short summaries, under reward models made here. redteam: what makes a tiny chatbot swear. "
+            "smollm2: one-digit products, with SmolLM2-135M-Instruct, in 25 minutes."
         ),
     ] = PresetName.addition,
     model: Annotated[
@@ -135,7 +144,7 @@ def demo(
     directory: Annotated[
         Path | None,
         typer.Option(
-            show_default="runs/demo, or runs/demo-smollm2", help="Where the report and the policy go; emptied first."
+            show_default="runs/demo, or runs/demo-PRESET", help="Where the report and the policy go; emptied first."
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, show_default="the preset's", help="Optimiser steps.")] = None,

@@ -53,11 +53,18 @@ def status_grid(status: Status) -> Table:
 
 
 def evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
-    """One row an evaluation."""
-    table = Table("task", "version", "answers", "accuracy", "reward", box=None, header_style="bold")
+    """One row an evaluation; figures that none of them has get no column."""
+    names = list(dict.fromkeys(name for found in evaluations for name in found.scores))
+    most = max((max(found.pass_at, default=1) for found in evaluations), default=1)
+    has_kl = any(found.kl is not None for found in evaluations)
+    more = [*([f"pass@{most}"] if most > 1 else []), *(["KL"] if has_kl else []), *names]
+    table = Table("task", "version", "answers", "accuracy", "reward", *more, box=None, header_style="bold")
     for found in evaluations:
         answers = f"{found.n}/{found.n_expected}" + (f" ({found.n_lost} lost)" if found.n_lost else "")
-        figures = (number(found.accuracy, 3), number(found.mean_reward, 3))
+        figures = [number(found.accuracy, 3), number(found.mean_reward, 3)]
+        figures += [number(found.pass_at.get(most), 3)] if most > 1 else []
+        figures += [number(found.kl, 3)] if has_kl else []
+        figures += [number(found.scores.get(name), 3) for name in names]
         table.add_row(Text(found.task), str(found.policy_version), answers, *figures)
     return table
 

@@ -88,6 +88,27 @@ def add(
     show.answer(posted, f"{created} of {len(posted)} prompts are new in {name}", as_json=output is Format.json)
 
 
+def seed(
+    name: Name,
+    file: Annotated[typer.FileBinaryRead, typer.Argument(help="JSONL, one known answer a line; - is stdin.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    answer_field: Annotated[str, typer.Option(help="Field of a line that has the answer.")] = "answer",
+    prompt_field: Annotated[
+        str, typer.Option(help="Field that has the prompt's text; not needed where the task has one prompt.")
+    ] = "prompt",
+) -> None:
+    """Give known answers to prompts of a task: they are scored and learnt from like the policy's own."""
+    from tba_cli import posting
+    from tba_cli.client import Client
+    from tba_cli.request_calls import seed_task
+
+    answers = posting.seeds_of(posting.text_of(file.read()), answer_field=answer_field, prompt_field=prompt_field)
+    with Client(url, api_key) as client:
+        accepted = seed_task(client, name, answers)
+    typer.echo(f"{accepted} answers are scored and stored in {name}")
+
+
 def list_all(url: Url = DEFAULT_URL, api_key: ApiKey = None, output: Output = Format.table) -> None:
     """List the tasks with their progress."""
     from tba_cli import show

@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 from rich.text import Text
 
+from tba_cli.client import Client
+from tba_cli.errors import TbaError
 from tba_cli.escapes import visible
 from tba_cli.local import state_file
+from tba_cli.local.generator_pool import GeneratorPool
 from tba_cli.local.stack import Stack, StackOptions
 from tba_cli.local.supervisor import STATE_FILE, OnLine
 from tba_common.lifecycle import configure_logging
@@ -20,11 +24,13 @@ from tba_common.lifecycle import configure_logging
 _COLOURS: Final = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_magenta")
 _NAME_CHARACTERS: Final = 22
 _DOWN_SECONDS: Final = 60.0
-_POLL_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.5
 
 
-def up(options: StackOptions, console: Console) -> bool:
+def up(options: StackOptions, console: Console, api_key: str | None = None) -> bool:
     """Run a stack until Ctrl-C or SIGTERM (returns True), or until it ended by itself (returns False).
+
+    With `autoscale`, as many generators run as the API says there should be; `api_key` is its key, if it has one.
 
     Raises:
         AlreadyRunning, StartError: see `Stack.start`.
@@ -34,11 +40,21 @@ def up(options: StackOptions, console: Console) -> bool:
     try:
         with Stack(options, on_line=printer(console)) as stack:
             console.print(Text(_welcome(stack), style="bold"), soft_wrap=True)
-            while stack.supervisor.running:
-                time.sleep(_POLL_SECONDS)
+            with Client(stack.url, api_key, attempts=1) as client:
+                while stack.supervisor.running:
+                    if options.autoscale is not None:
+                        follow(client, stack.generators)
+                    time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         return True
     return False
+
+
+def follow(client: Client, generators: GeneratorPool) -> None:
+    """Bring the generators one turn nearer to the number that the API says; without an answer they stay as they are."""
+    with suppress(TbaError):
+        generators.scale(client.desired_generators())
+    generators.turn()
 
 
 def down(directory: Path) -> list[str]:

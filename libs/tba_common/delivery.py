@@ -1,11 +1,13 @@
 """The three fates of a message: handled, dead-lettered with its reason, or the process crashes uncommitted.
 
-Many bad messages in a row are our fault, not theirs: then we crash too, before we dead-letter a whole topic.
+Many bad messages in a row are our fault, not theirs: then we crash too, before we dead-letter a whole topic. Unless
+they are all of one task while others are served here: then that task is at fault, and must not stop the others.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Final
 
 from tba_common import metrics, topics
@@ -13,7 +15,7 @@ from tba_common.codec import BadMessage
 from tba_common.kafka import Producer, Record
 from tba_common.messages import DeadLetter, Prompt, Rollout, Trajectories
 
-_BODY_BYTES: Final = 1 << 20  # a dead letter must fit a record, whatever it carries
+BODY_BYTES: Final = 1 << 20  # a dead letter must fit a record, whatever it carries: longer bodies are cut
 
 log = logging.getLogger(__name__)
 
@@ -30,22 +32,27 @@ class DeadLetters:
         self._run_id = run_id
         self._service = service
         self._limit = limit_in_a_row
-        self._in_a_row = 0
+        self._in_a_row: Counter[int | None] = Counter()  # by task; None: unreadable, or of no task
+        self._served: set[int] = set()  # tasks with a message that was handled
 
-    def handled(self) -> None:
-        """Say that a message was handled: the row of bad ones is broken."""
-        self._in_a_row = 0
+    def handled(self, task_id: int | None = None) -> None:
+        """Say that a message was handled, and whose: the row of bad ones is broken."""
+        self._in_a_row.clear()
+        if task_id is not None:
+            self._served.add(task_id)
 
     def reject(self, record: Record, reason: str) -> None:
         """Send a record to the dead letters; on return it is delivered there and may be marked done.
 
         Raises:
-            TooManyBad: more than `limit_in_a_row` without one handled between them.
+            TooManyBad: more than `limit_in_a_row` without one handled between them, and the fault is not one task's.
             DeliveryError: the broker did not take it.
         """
-        self._in_a_row += 1
-        if self._in_a_row > self._limit:
-            raise TooManyBad(f"{self._in_a_row} messages in a row could not be handled, the last: {reason}")
+        prompt = _prompt_of(record)
+        self._in_a_row[None if prompt is None else prompt.task_id] += 1
+        in_a_row = self._in_a_row.total()
+        if in_a_row > self._limit and not self._is_one_task_s_fault():
+            raise TooManyBad(f"{in_a_row} messages in a row could not be handled, the last: {reason}")
         letter = DeadLetter(
             run_id=self._run_id,
             service=self._service,
@@ -54,8 +61,8 @@ class DeadLetters:
             partition=record.partition,
             offset=record.offset,
             schema_header=record.headers.get("schema", b"").decode("utf-8", "replace"),
-            issue_id=_issue_id(record),
-            body=record.value[:_BODY_BYTES],
+            issue_id=None if prompt is None else prompt.issue_id,
+            body=record.value[:BODY_BYTES],
         )
         self._producer.send(topics.DEAD_LETTERS.name, letter)
         self._producer.flush()
@@ -65,9 +72,14 @@ class DeadLetters:
             extra={"topic": record.topic, "offset": record.offset, "issue_id": letter.issue_id, "reason": reason},
         )
 
+    def _is_one_task_s_fault(self) -> bool:
+        """Whether the whole row is of one task, and another one has been served by this process."""
+        (task_id, *others) = self._in_a_row
+        return task_id is not None and not others and bool(self._served - {task_id})
 
-def _issue_id(record: Record) -> int | None:
-    """The issue that a message belongs to, so that the ledger can settle it."""
+
+def _prompt_of(record: Record) -> Prompt | None:
+    """The order that a message belongs to: its issue settles in the ledger, its task is counted."""
     try:
         message = record.message()
     except BadMessage:
@@ -76,4 +88,4 @@ def _issue_id(record: Record) -> int | None:
         message = message.rollout
     if isinstance(message, Rollout):
         message = message.prompt
-    return message.issue_id if isinstance(message, Prompt) else None
+    return message if isinstance(message, Prompt) else None

@@ -5,10 +5,19 @@ Bytes in, `Record`s out; at-least-once delivery, offsets committed after the sid
 
 from __future__ import annotations
 
-from tba_common.kafka_client import BrokerError, create_topics
+from tba_common.kafka_client import BrokerError, create_topics, wait_for_topics
 from tba_common.kafka_consumer import Consumer
 from tba_common.kafka_producer import DeliveryError, Producer
 from tba_common.kafka_reader import Reader
 from tba_common.record import Record
 
-__all__ = ["BrokerError", "Consumer", "DeliveryError", "Producer", "Reader", "Record", "create_topics"]
+__all__ = [
+    "BrokerError",
+    "Consumer",
+    "DeliveryError",
+    "Producer",
+    "Reader",
+    "Record",
+    "create_topics",
+    "wait_for_topics",
+]

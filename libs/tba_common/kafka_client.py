@@ -17,6 +17,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaTimeoutError, NoError, TopicAlreadyExistsError
 
+from tba_common.brokers import Brokers
 from tba_common.record import Record
 from tba_common.topics import Topic
 
@@ -33,28 +34,41 @@ class BrokerError(Exception):
     """Kafka does not do its part: no broker, no topic, or records that wait and do not arrive."""
 
 
-def connect(build: Callable[..., _Client], servers: str, **options: Any) -> _Client:
+def connect(build: Callable[..., _Client], brokers: Brokers | str, **options: Any) -> _Client:
     """Build a client of kafka-python, waiting for a broker first.
 
     Raises:
         BrokerError: none answered within a minute.
     """
     _warn_without_crc32c()
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    brokers = Brokers.of(brokers)
+    servers, deadline = brokers.servers, time.monotonic() + _PATIENCE_SECONDS
     _wait_for_a_broker(servers, deadline)
     try:
         return build(
             bootstrap_servers=servers.split(","),
             bootstrap_timeout_ms=int(_PATIENCE_SECONDS * 1000),
             reconnect_backoff_max_ms=1_000,  # the default, 30 s, would outlast most outages
+            **security_options(brokers),
             **options,
         )
     except KafkaTimeoutError as error:
         raise _no_broker(servers) from error
 
 
+def security_options(brokers: Brokers) -> dict[str, Any]:
+    """How the brokers let a client in, as kafka-python calls it."""
+    options: dict[str, Any] = {"security_protocol": brokers.security_protocol}
+    if brokers.wants_password:
+        options |= {"sasl_mechanism": brokers.sasl_mechanism}
+        options |= {"sasl_plain_username": brokers.username, "sasl_plain_password": brokers.password}
+    if brokers.encrypts and brokers.ca_file is not None:
+        options["ssl_cafile"] = str(brokers.ca_file)
+    return options
+
+
 def open_consumer(
-    servers: str, topics: Iterable[str], *, group_id: str | None = None
+    brokers: Brokers | str, topics: Iterable[str], *, group_id: str | None = None
 ) -> tuple[KafkaConsumer, list[TopicPartition]]:
     """A consumer of bytes that commits nothing by itself, and all partitions of the topics, once they exist.
 
@@ -66,7 +80,7 @@ def open_consumer(
     """
     client = connect(
         KafkaConsumer,
-        servers,
+        brokers,
         group_id=group_id,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
@@ -100,13 +114,13 @@ def records_of(polled: Mapping[TopicPartition, Iterable[Any]]) -> list[Record]:
     return [_record(raw) for records in polled.values() for raw in records]
 
 
-def create_topics(servers: str, topics: Sequence[Topic]) -> list[str]:
+def create_topics(brokers: Brokers | str, topics: Sequence[Topic]) -> list[str]:
     """Create the topics that do not exist, wait until all are usable, return the names of those created.
 
     Raises:
         BrokerError: no broker, a topic that it refuses, or one without a leader after a minute.
     """
-    admin = connect(KafkaAdminClient, servers)
+    admin = connect(KafkaAdminClient, brokers)
     try:
         answer = admin.create_topics({topic.name: _topic_options(topic) for topic in topics}, raise_errors=False)
         for result in answer["topics"]:
@@ -115,10 +129,27 @@ def create_topics(servers: str, topics: Sequence[Topic]) -> list[str]:
         admin.wait_for_topics([topic.name for topic in topics], timeout_ms=int(_PATIENCE_SECONDS * 1000))
         _warn_of_other_partitions(admin, topics)
     except KafkaTimeoutError as error:
-        raise BrokerError(f"topics not usable at {servers}: {error}") from error
+        raise BrokerError(f"topics not usable at {Brokers.of(brokers).servers}: {error}") from error
     finally:
         admin.close()
     return [result["name"] for result in answer["topics"] if result["error_code"] == NoError.errno]
+
+
+def wait_for_topics(brokers: Brokers | str, topics: Sequence[Topic]) -> None:
+    """Wait for as long as it takes: for a broker, and until somebody has created the topics."""
+    while True:
+        try:
+            admin = connect(KafkaAdminClient, brokers)
+        except BrokerError as error:
+            log.warning("waiting for Kafka", extra={"error": str(error)})
+            continue
+        try:
+            admin.wait_for_topics([topic.name for topic in topics], timeout_ms=int(_PATIENCE_SECONDS * 1000))
+            return
+        except KafkaTimeoutError as error:
+            log.info("waiting for topics", extra={"error": str(error)})
+        finally:
+            admin.close()
 
 
 def _wait_for_a_broker(servers: str, deadline: float) -> None:

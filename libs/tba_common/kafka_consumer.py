@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final
 
 from kafka import AsyncConsumerRebalanceListener, TopicPartition
@@ -21,6 +21,7 @@ from tba_common.kafka_client import BrokerError, open_consumer, records_of
 from tba_common.kafka_watch import LogWatch, Watchdog
 from tba_common.record import Record
 from tba_common.settings import WorkerSettings
+from tba_common.sharing import StaticShare
 
 _POLL_MS: Final = 50
 _COMMIT_SECONDS: Final = 0.5
@@ -44,20 +45,21 @@ class Consumer:
 
     def __init__(self, settings: WorkerSettings, topic: str, group: str, *, window: int) -> None:
         index, count = settings.process_index, settings.process_count
-        if index >= count:
+        if index >= count and settings.process_count_file is None:
             raise ValueError(f"process_index: expected less than process_count {count}, got {index}")
         self._topic = topic
         self._run_id = settings.run_id
         self._in_hand = InHand(window)
         self._closing = threading.Event()
         self._commit_at = self._commit_worked_at = time.monotonic()
-        self._client, partitions = open_consumer(settings.kafka_servers, [topic], group_id=f"{group}.{settings.run_id}")
+        self._share: StaticShare | None = None
+        self._client, self._partitions = open_consumer(settings.brokers, [topic], group_id=f"{group}.{settings.run_id}")
         self._logs = LogWatch(self._client)
         self._watchdog = Watchdog(self._client, in_group=settings.sharing == "group")
         if settings.sharing == "group":
             self._client.subscribe([topic], listener=_Rebalance(self._commit_before_they_go))
         else:
-            self._client.assign(_static_share(partitions, index, count))
+            self._assign(StaticShare(settings))
         self._thread = threading.Thread(target=self._poll_until_closed, name=f"poll-{topic}", daemon=True)
         self._thread.start()
 
@@ -91,6 +93,9 @@ class Consumer:
             self._in_hand.fail(failure)
 
     def _turn(self) -> None:
+        if self._share is not None and self._share.changed():
+            self._commit()  # who takes over goes on behind what is done
+            self._assign(self._share)
         self._pause_or_resume()
         polled = self._client.poll(timeout_ms=_POLL_MS)
         self._in_hand.accept(records_of(polled), self._run_id)
@@ -101,6 +106,12 @@ class Consumer:
             raise BrokerError(f"records of {self._topic} in hand, none done within {_WORK_PATIENCE_SECONDS:.0f} s")
         if now > self._commit_at:
             self._commit()
+
+    def _assign(self, share: StaticShare) -> None:
+        own = set(share.of(len(self._partitions)))
+        self._client.assign([tp for tp in self._partitions if tp.partition in own])
+        self._share = share
+        log.info("partitions assigned", extra={"partitions": sorted(own)})
 
     def _pause_or_resume(self) -> None:
         paused = self._client.paused()
@@ -135,13 +146,6 @@ class Consumer:
 
     def _kafka_offsets(self, offsets: Mapping[int, int]) -> dict[TopicPartition, OffsetAndMetadata]:
         return {TopicPartition(self._topic, p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
-
-
-def _static_share(partitions: Sequence[TopicPartition], index: int, count: int) -> list[TopicPartition]:
-    own = [tp for tp in partitions if tp.partition % count == index]
-    if not own:
-        log.warning("no partition for this process", extra={"index": index, "partitions": len(partitions)})
-    return own
 
 
 class _Rebalance(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python is untyped

@@ -16,6 +16,7 @@ from typing import Final
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
+from tba_common.brokers import Brokers
 from tba_common.codec import BadMessage, encode
 from tba_common.kafka_client import RECORD_BYTES, connect, forbid_auto_creation
 from tba_common.messages import Message
@@ -33,7 +34,7 @@ class DeliveryError(Exception):
 class Producer:
     """Thread-safe. Memory is bounded: `send` blocks while `max_in_flight` messages wait for their ack."""
 
-    def __init__(self, servers: str, run_id: str, *, max_in_flight: int = 1_000) -> None:
+    def __init__(self, brokers: Brokers | str, run_id: str, *, max_in_flight: int = 1_000) -> None:
         self._run = run_id.encode()
         self._room = threading.BoundedSemaphore(max_in_flight)
         self._max_in_flight = max_in_flight
@@ -41,7 +42,7 @@ class Producer:
         self._failed: list[str] = []  # guarded by the lock
         self._client = connect(
             KafkaProducer,
-            servers,
+            brokers,
             acks="all",
             enable_idempotence=False,
             max_in_flight_requests_per_connection=1,
@@ -69,8 +70,21 @@ class Producer:
             DeliveryError: an earlier send failed, or there is no topic, or no room for two minutes.
             BadMessage: the encoded message is larger than a record may be.
         """
-        self._raise_failure()
         schema, body = encode(message)
+        self.send_bytes(topic, schema, body, key=key, partition=partition, on_delivery=on_delivery)
+
+    def send_bytes(
+        self,
+        topic: str,
+        schema: str,
+        body: bytes,
+        *,
+        key: str | None = None,
+        partition: int | None = None,
+        on_delivery: Callable[[], None] | None = None,
+    ) -> None:
+        """Send a message that is encoded already, perhaps wrongly, as it is. Raises what `send` raises."""
+        self._raise_failure()
         if not self._room.acquire(timeout=_DELIVERY_SECONDS + 10):
             raise DeliveryError(f"{self._max_in_flight} messages wait for their ack: the broker does not answer")
         try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from kafka import TopicPartition
 
+from tba_common.brokers import Brokers
 from tba_common.kafka_client import open_consumer, records_of
 from tba_common.kafka_watch import LogWatch, Watchdog
 from tba_common.record import Record
@@ -20,10 +21,10 @@ class Reader:
     """
 
     def __init__(
-        self, servers: str, run_id: str, topics: Sequence[str], offsets: Mapping[tuple[str, int], int]
+        self, brokers: Brokers | str, run_id: str, topics: Sequence[str], offsets: Mapping[tuple[str, int], int]
     ) -> None:
         self._run_id = run_id
-        self._client, partitions = open_consumer(servers, topics)
+        self._client, partitions = open_consumer(brokers, topics)
         self._client.assign(partitions)
         for tp in partitions:
             if tp in offsets:

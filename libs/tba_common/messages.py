@@ -68,7 +68,8 @@ class Prompt(Message):
 
     `issue_id` names the order; a second attempt at it carries the same id, so its result is a known duplicate.
     An evaluation names the policy version it must be sampled with. An order to grade given texts, or to score
-    stored trajectories again, never visits a generator: it starts as a rollout.
+    stored trajectories again, never visits a generator: it starts as a rollout. Completions that are `given` are
+    tokenised as they are, and not sampled.
     """
 
     schema_version: ClassVar[int] = 2  # 2: combination, system, purposes grade and rescore
@@ -86,6 +87,7 @@ class Prompt(Message):
     sampling: Sampling
     reward: tuple[ScorerTerm, ...]
     combination: Combination = Combination()
+    given: tuple[str, ...] = ()
 
 
 class Completion(Part):
@@ -126,6 +128,14 @@ class Score(Part):
     details: dict[str, Float32s] = Field(default_factory=dict)  # each [completions]
 
 
+class Retry(Part):
+    """Why a rollout comes by `tba.retries.<scorer>`: visits to that scorer that failed, and when to make the next."""
+
+    rounds: int = Field(ge=1, description="times it was sent there")
+    attempts: int = Field(ge=1, description="visits that failed, in all rounds")
+    not_before: float = Field(description="Unix time in seconds")
+
+
 class Rollout(Message):
     """One prompt's completions, and the routing slip: scores so far, scorers still to visit.
 
@@ -143,6 +153,7 @@ class Rollout(Message):
     scores: tuple[Score, ...] = ()
     responses: tuple[tuple[str, ...], ...] = ()  # [completions][samples]
     remaining: tuple[str, ...]
+    retry: Retry | None = None
 
 
 class Trajectories(Message):

@@ -58,8 +58,27 @@ GENERATOR_HANDED_BACK = Counter(
 )
 
 REWARD_SCORED = Counter("tba_reward_scored_completions", "Completions scored", ["scorer"], registry=REWARD)
+REWARD_RETRIES = Counter("tba_reward_retries", "Visits that failed and are made again", ["scorer"], registry=REWARD)
 REWARD_SECONDS = Histogram(
     "tba_reward_score_seconds", "Time to score one rollout", ["scorer"], buckets=_SECONDS, registry=REWARD
+)
+REWARD_MODEL_TOKENS = Counter(
+    "tba_reward_model_tokens",
+    "Tokens that a scorer's model read, of text and of padding",
+    ["scorer", "kind"],
+    registry=REWARD,
+)
+REWARD_JUDGE_REQUESTS = Counter(
+    "tba_reward_judge_requests", "Requests that the judge's endpoint answered, by status", ["status"], registry=REWARD
+)
+REWARD_JUDGE_SECONDS = Histogram(
+    "tba_reward_judge_request_seconds",
+    "Time of one request to the judge's endpoint, also of one that failed",
+    buckets=_SECONDS,
+    registry=REWARD,
+)
+REWARD_JUDGE_TOKENS = Counter(
+    "tba_reward_judge_tokens", "Tokens that the judge's endpoint counted: what it costs", ["kind"], registry=REWARD
 )
 
 BUFFER_ROWS = Gauge("tba_buffer_trajectories", "Trajectories in the index", registry=BUFFER)

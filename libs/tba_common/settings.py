@@ -6,11 +6,13 @@ A service adds its own fields in its own `settings.py`. A test holds each to fif
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from tba_common.brokers import Brokers, SaslMechanism, SecurityProtocol
 from tba_common.tasks import SCORER_KINDS, is_scorer_name
 
 #: How a process ends whose settings are wrong: another start would not help.
@@ -24,6 +26,13 @@ class ServiceSettings(BaseSettings):
 
     run_id: str = Field(default="main", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     kafka_servers: str = "127.0.0.1:9092"
+    kafka_security_protocol: SecurityProtocol = "PLAINTEXT"
+    kafka_sasl_mechanism: SaslMechanism = "SCRAM-SHA-512"
+    kafka_username: str = ""
+    kafka_password: SecretStr = SecretStr("")
+    kafka_ca_file: Path | None = Field(
+        default=None, description="who signed the brokers' certificates; none: the authorities that the system trusts"
+    )
     health_address: str = Field(
         default="127.0.0.1:0",
         pattern=r"^[^:]+:[0-9]{1,5}$",
@@ -59,6 +68,25 @@ class ServiceSettings(BaseSettings):
                 )
         return scorers
 
+    @model_validator(mode="after")
+    def _says_who_it_is(self) -> Self:
+        if self.brokers.wants_password and not (self.kafka_username and self.kafka_password.get_secret_value()):
+            protocol = self.kafka_security_protocol
+            raise ValueError(f"TBA_KAFKA_SECURITY_PROTOCOL={protocol} needs TBA_KAFKA_USERNAME and TBA_KAFKA_PASSWORD")
+        return self
+
+    @property
+    def brokers(self) -> Brokers:
+        """Where Kafka is and how it lets this process in."""
+        return Brokers(
+            self.kafka_servers,
+            security_protocol=self.kafka_security_protocol,
+            sasl_mechanism=self.kafka_sasl_mechanism,
+            username=self.kafka_username,
+            password=self.kafka_password.get_secret_value(),
+            ca_file=self.kafka_ca_file,
+        )
+
     @classmethod
     def from_environment(cls) -> Self:
         """Read the environment.
@@ -81,9 +109,10 @@ class WorkerSettings(ServiceSettings):
     """A process that shares partitions with its siblings.
 
     `static`: partition p belongs to process p mod count; needed where the broker's group coordinator does not
-    survive kills. `group`: Kafka's group protocol. The wrong one loses no prompt, but leaves partitions unread.
+    survive kills (`sharing.py`, also for a count that changes). `group`: Kafka's group protocol. The wrong one loses no prompt, but leaves partitions unread.
     """
 
     sharing: Literal["group", "static"] = "group"
     process_index: int = Field(default=0, ge=0)
     process_count: int = Field(default=1, ge=1)
+    process_count_file: Path | None = None  # static: read again and again in place of the count

@@ -1,7 +1,8 @@
-"""The Kafka topics, declared once as data. `python -m tba_common.topics` creates what is missing."""
+"""The Kafka topics, declared once as data. `python -m tba_common.topics` creates what is missing, or waits for it."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +26,11 @@ def rollouts(scorer: str) -> str:
     return f"tba.rollouts.{scorer}"
 
 
+def retries(scorer: str) -> str:
+    """The topic a scorer reads late: rollouts it had no score for, and may have one later."""
+    return f"tba.retries.{scorer}"
+
+
 PROMPTS: Final = Topic("tba.prompts", partitions=24)
 TRAJECTORIES: Final = Topic("tba.trajectories", partitions=4, retention_ms=3 * _DAY_MS)
 BATCHES: Final = Topic("tba.batches", partitions=1)  # one partition: batches are trained in order
@@ -37,16 +43,26 @@ _OF_EVERY_RUN: Final = (PROMPTS, TRAJECTORIES, BATCHES, STEPS, WEIGHTS, DEAD_LET
 
 def topics_for(scorers: Iterable[str]) -> tuple[Topic, ...]:
     """Every topic of a deployment with these scorers."""
-    return (*_OF_EVERY_RUN, *(Topic(rollouts(scorer), partitions=12) for scorer in scorers))
+    names = (name(scorer) for scorer in scorers for name in (rollouts, retries))
+    return (*_OF_EVERY_RUN, *(Topic(name, partitions=12) for name in names))
 
 
 def main() -> None:
     """Create every topic that does not exist yet, on the brokers that the environment names."""
-    from tba_common.kafka import create_topics
+    parser = argparse.ArgumentParser(prog="python -m tba_common.topics", description=main.__doc__)
+    parser.add_argument("--wait", action="store_true", help="create none: wait until somebody has")
+    wait = parser.parse_args().wait
+    from tba_common.kafka import create_topics, wait_for_topics
+    from tba_common.lifecycle import configure_logging
     from tba_common.settings import ServiceSettings
 
     settings = ServiceSettings.from_environment()
-    for name in create_topics(settings.kafka_servers, topics_for(settings.scorers)):
+    configure_logging(settings.log_format)
+    topics = topics_for(settings.scorers)
+    if wait:
+        wait_for_topics(settings.brokers, topics)
+        return
+    for name in create_topics(settings.brokers, topics):
         print(f"created {name}")  # noqa: T201
 
 

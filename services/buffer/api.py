@@ -18,9 +18,14 @@ from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 
 from services.buffer import (
+    api_autoscaler,
+    api_dead_letters,
+    api_gradings,
     api_health,
     api_prompts,
     api_reads,
+    api_rescores,
+    api_seeds,
     api_status,
     api_tasks,
     api_trajectories,
@@ -63,13 +68,16 @@ def create_app(settings: ApiSettings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.context = context
-    for module in (api_tasks, api_prompts, api_status, api_reads, api_trajectories, api_health):
+    for module in (
+        *(api_tasks, api_prompts, api_seeds, api_rescores, api_gradings),
+        *(api_status, api_reads, api_trajectories, api_dead_letters, api_autoscaler, api_health),
+    ):
         app.include_router(module.router)
     dashboard.install(app)
     problems.install(app)
     # The last one added is the first one met.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Guard, api_key=settings.api_key)
+    app.add_middleware(Guard, settings=settings)
     app.add_middleware(AnswerHeaders)
     return app
 

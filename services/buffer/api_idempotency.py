@@ -24,7 +24,7 @@ from services.buffer.api_body import Raw
 from services.buffer.api_context import Context, Shared
 from services.buffer.api_faults import FieldError, shown
 from services.buffer.problems import Problem
-from services.buffer.tables import idempotency_keys as keys
+from services.buffer.request_tables import idempotency_keys as keys
 
 REPLAYED: Final = "Idempotency-Replayed"
 _LIFETIME: Final = text("interval '24 hours'")

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, func, insert, select
 
 from services.buffer.api_body import Reader
 from services.buffer.api_faults import FieldError, shown
-from services.buffer.api_scorers import reference_faults
+from services.buffer.api_scorers import prompt_faults
 from services.buffer.problems import Problem
 from services.buffer.tables import prompts
 from tba_common.tasks import PromptSpec, Task
@@ -55,7 +55,7 @@ def add_prompts(
     Raises:
         Problem: a prompt that a scorer of the task could not judge, or a key that names another prompt already.
     """
-    if faults := list(reference_faults(task.reward, specs, field, first)):
+    if faults := list(_faults(task, specs, field, first)):
         raise Problem("invalid-request", *faults)
     # Two requests with the same new key must not both find it missing. The task's row stays free: the buffer
     # updates it with every batch.
@@ -106,6 +106,15 @@ def data_file(directory: Path | None, named: str) -> Path:
         fault = FieldError(field=_FILE, expected="a .jsonl file beneath the data directory", got=shown(named))
         raise Problem("invalid-request", fault)
     return path
+
+
+def _faults(task: Task, specs: Sequence[PromptSpec], field: str, first: int) -> Iterator[FieldError]:
+    """Name what prompts lack that the scorers of their split, whose options fit, compare with."""
+    held_out = task.evaluation.reward or task.reward
+    for index, spec in enumerate(specs, start=first):
+        reward = held_out if split_of(spec, task.eval_fraction) == "eval" else task.reward
+        for fault in prompt_faults(reward, spec.reference, spec.metadata):
+            yield fault.model_copy(update={"field": f"{field}/{index}{fault.field}"})
 
 
 @dataclass(frozen=True)

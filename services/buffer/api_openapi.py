@@ -13,13 +13,19 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from services.buffer.api_body import JSON_TYPE, NDJSON_TYPE
+from services.buffer.api_gradings import GradingBody, ValidationBody
+from services.buffer.api_rescores import RescoreBody
+from services.buffer.api_seeds import SeedSpec
 from services.buffer.api_tasks import EvaluationBody, TaskBody
 from services.buffer.problems import MEDIA_TYPE, ProblemDetails
 from tba_common.tasks import PromptSpec
 
 _REFERENCE: Final = "#/components/schemas/"
 _MODE: Final[JsonSchemaMode] = "validation"
-_MODELS: Final = (TaskBody, PromptSpec, EvaluationBody, ProblemDetails)
+_MODELS: Final = (
+    *(TaskBody, PromptSpec, EvaluationBody, RescoreBody, SeedSpec),
+    *(ValidationBody, GradingBody, ProblemDetails),
+)
 
 _PROMPTS: Final = [
     {"text": "12+07=", "reference": "19", "key": "12+07"},
@@ -34,11 +40,33 @@ _TASK: Final = {
     "eval_fraction": 0.1,
     "prompts": _PROMPTS,
 }
+_REWARD: Final = {"reward": [{"scorer": "verifier", "options": {"match": "last_number"}}]}
+_SEEDS: Final = [{"prompt": "12+07=", "answer": "19"}]
 _ONE: Final = {"$ref": f"{_REFERENCE}PromptSpec"}
+_SEED: Final = {"$ref": f"{_REFERENCE}SeedSpec"}
+
+
+def _json(model: str, example: Any, *, required: bool = True) -> dict[str, Any]:
+    content = {"schema": {"$ref": f"{_REFERENCE}{model}"}, "example": example}
+    return {"required": required, "content": {JSON_TYPE: content}}
+
+
 _BODIES: Final[dict[str, dict[str, Any]]] = {
-    "createTask": {
+    "createTask": _json("TaskBody", _TASK),
+    "validateGrader": _json("ValidationBody", _REWARD),
+    "runGrader": _json(
+        "GradingBody", {**_REWARD, "prompt": {"text": "12+07=", "reference": "19"}, "completions": ["19"]}
+    ),
+    "rescoreTask": _json("RescoreBody", {**_REWARD, "requested_by": "ada"}, required=False),
+    "seedTask": {
         "required": True,
-        "content": {JSON_TYPE: {"schema": {"$ref": f"{_REFERENCE}TaskBody"}, "example": _TASK}},
+        "content": {
+            JSON_TYPE: {
+                "schema": {"type": "array", "items": _SEED, "minItems": 1, "maxItems": 10_000},
+                "example": _SEEDS,
+            },
+            NDJSON_TYPE: {"schema": _SEED, "example": '{"prompt": "12+07=", "answer": "19"}\n'},
+        },
     },
     "addPrompts": {
         "required": True,
@@ -50,10 +78,7 @@ _BODIES: Final[dict[str, dict[str, Any]]] = {
             NDJSON_TYPE: {"schema": _ONE, "example": '{"text": "12+07=", "reference": "19"}\n{"text": "1+1="}\n'},
         },
     },
-    "evaluateTask": {
-        "required": False,
-        "content": {JSON_TYPE: {"schema": {"$ref": f"{_REFERENCE}EvaluationBody"}, "example": {"policy_version": 12}}},
-    },
+    "evaluateTask": _json("EvaluationBody", {"policy_version": 12}, required=False),
 }
 
 

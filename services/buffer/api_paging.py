@@ -52,6 +52,25 @@ class TrajectoryPage(Asked):
     after: int | None = Field(default=None, ge=0, lt=2**63, description="next_after of a page: goes on to older ones")
 
 
+class DeadLetterPage(Asked):
+    """A page of dead letters, newest first."""
+
+    service: str | None = Field(default=None, pattern=r"^[a-z0-9._-]{1,100}$", description="that could not handle it")
+    task: TaskName | None = Field(default=None, description="name of a task; default: all")
+    reason: str | None = Field(
+        default=None, min_length=1, max_length=200, pattern=r"^[^\x00]+$", description="a part of the reason"
+    )
+    limit: int = Field(default=50, ge=1, le=200)
+    after: int | None = Field(default=None, ge=0, lt=2**63, description="next_after of a page: goes on to older ones")
+
+
+class RescorePage(Asked):
+    """A page of a task's re-scorings, newest first."""
+
+    limit: int = Field(default=50, ge=1, le=200)
+    after: int | None = Field(default=None, ge=0, lt=2**63, description="next_after of a page: goes on to older ones")
+
+
 def page(views: Sequence[T], cursors: Sequence[str], limit: int) -> Listing[T]:
     """Cut one row too many off, and say where the next page begins; `cursors` has one entry a row."""
     has_more = len(views) > limit

@@ -45,6 +45,16 @@ def find_row(connection: Connection, run_id: str, name: TaskName) -> Row[Any]:
     return row
 
 
+def family_of(connection: Connection, run_id: str, name: TaskName) -> str | None:
+    """Return the family of a task, deleted ones included; None if none has this name.
+
+    One guarded task guards its name.
+    """
+    query = select(tasks.c.spec["family"].astext).where(tasks.c.run_id == run_id, tasks.c.name == name)
+    families = set(connection.scalars(query))
+    return "redteam" if "redteam" in families else next(iter(families), None)
+
+
 def no_such_task(name: str) -> Problem:
     """The refusal of a name that no live task has."""
     return Problem("not-found", FieldError(field="path:name", expected="the name of a task", got=shown(name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
@@ -10,6 +11,7 @@ from sqlalchemy import Select, case, func, select, tuple_
 from services.buffer.api_context import Shared
 from services.buffer.api_paging import EvaluationPage, StepPage, page
 from services.buffer.api_views import EvaluationView, Listing, StepView
+from services.buffer.evaluation_figures import Figures, figures
 from services.buffer.tables import evaluations, issues, steps, tasks
 
 router: Final = APIRouter(prefix="/v1", tags=["run"])
@@ -36,7 +38,9 @@ def list_evaluations(context: Shared, asked: Annotated[EvaluationPage, Query()])
         query = query.where(tasks.c.name == asked.task)
     with context.engine.connect() as connection:
         rows = connection.execute(query).all()
-    views = [EvaluationView.model_validate(row, from_attributes=True) for row in rows]
+        found = figures(connection, context.run_id, [(row.task_id, row.policy_version) for row in rows])
+    more = [asdict(found.get((row.task_id, row.policy_version), Figures())) for row in rows]
+    views = [EvaluationView(**row._mapping, **figure) for row, figure in zip(rows, more, strict=True)]
     return page(views, [f"{row.policy_version}.{row.task_id}" for row in rows], asked.limit)
 
 

@@ -32,6 +32,14 @@ class ApiSettings(ServiceSettings):
         default=None,
         description="every /v1 route wants it as `Authorization: Bearer`; without one, only loopback may ask",
     )
+    api_redteam_key: SecretStr | None = Field(
+        default=None,
+        description="another key, which opens red-team tasks too; without one, nobody who needs a key sees them",
+    )
+    allow_redteam: bool = Field(
+        default=False,
+        description="opens red-team tasks to everybody on loopback, where no key is set; others use a key for it",
+    )
     data_directory: Path | None = Field(
         default=None, description="JSONL files beneath it may be named as prompts_path; none: prompts come inline only"
     )
@@ -58,6 +66,16 @@ class ApiSettings(ServiceSettings):
                 f"TBA_API_ADDRESS {self.api_address!r} can be reached from other machines and TBA_API_KEY is not set: "
                 "set a key, or listen on 127.0.0.1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_second_key_is_another(self) -> Self:
+        if self.api_redteam_key is not None:
+            second = self.api_redteam_key.get_secret_value()
+            if self.api_key is None or second in ("", self.api_key.get_secret_value()):
+                raise ValueError("TBA_API_REDTEAM_KEY: expected with TBA_API_KEY, not empty, and another key than that")
+        if self.allow_redteam and self.api_key is not None:
+            raise ValueError("TBA_ALLOW_REDTEAM: expected where no TBA_API_KEY is set; set TBA_API_REDTEAM_KEY instead")
         return self
 
 

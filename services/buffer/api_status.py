@@ -14,10 +14,10 @@ from services.buffer.api_context import Shared
 from services.buffer.api_views import BufferView, LedgerView, Queues, Rates, Staleness, StatusView, StepView
 from services.buffer.api_waiting import Facts, waiting_for
 from services.buffer.ledger import ledger
+from services.buffer.request_tables import evaluation_requests
 from services.buffer.tables import (
     batches,
     dead_letters,
-    evaluation_requests,
     issues,
     runs,
     steps,
@@ -107,7 +107,9 @@ def _since_trajectory(connection: Connection, run_id: str) -> float | None:
 
 def _refusal(connection: Connection, run_id: str) -> str | None:
     """Why the latest orders were dead-lettered; None if one of them was answered."""
-    settled = select(issues.c.dead_lettered).where(issues.c.run_id == run_id, issues.c.state == "settled")
+    settled = select(issues.c.dead_lettered).where(
+        issues.c.run_id == run_id, issues.c.state == "settled", issues.c.purpose.in_(("train", "eval"))
+    )
     latest = connection.scalars(settled.order_by(issues.c.issue_id.desc()).limit(_LATEST_ORDERS)).all()
     if not latest or not all(latest):
         return None
@@ -120,7 +122,8 @@ def _age(moment: datetime) -> float:
 
 
 def _queues(connection: Connection, run_id: str) -> Queues:
-    open_orders = (issues.c.run_id == run_id) & (issues.c.state == "in_flight")
+    of_prompts = issues.c.purpose.in_(("train", "eval"))
+    open_orders = (issues.c.run_id == run_id) & (issues.c.state == "in_flight") & of_prompts
     age = func.extract("epoch", func.now() - func.min(issues.c.issued_at))
     orders = connection.execute(select(func.count(), age).where(open_orders)).one()
     untrained = (batches.c.run_id == run_id) & batches.c.trained_step.is_(None)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
@@ -20,32 +20,22 @@ from services.buffer.api_faults import FieldError, shown
 from services.buffer.api_idempotency import Answer, OnlyOnce
 from services.buffer.api_intake import MAX_PROMPTS, add_file, add_prompts, data_file
 from services.buffer.api_paging import TaskPage, page
+from services.buffer.api_permission import Permitted
 from services.buffer.api_progress import find_row, find_task, list_tasks
-from services.buffer.api_scorers import option_faults
+from services.buffer.api_scorers import task_faults
 from services.buffer.api_views import EvaluationRequest, Listing, TaskView
 from services.buffer.problems import Problem
-from services.buffer.tables import evaluation_requests, prompts, runs, tasks
-from tba_common.tasks import SCORERS, PromptSpec, ScorerTerm, Task, TaskName
+from services.buffer.request_tables import evaluation_requests
+from services.buffer.tables import prompts, runs, tasks
+from tba_common.tasks import PromptSpec, Task, TaskName
 
 router: Final = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 Name = Annotated[TaskName, Path(description="the task's name")]
 
 
-class PostedTerm(ScorerTerm):
-    """A scorer term of a new task: its scorer must exist."""
-
-    @field_validator("scorer")
-    @classmethod
-    def _known(cls, scorer: str) -> str:
-        if scorer not in SCORERS:
-            raise ValueError(f"unknown scorer: expected one of {', '.join(SCORERS)}")
-        return scorer
-
-
 class TaskBody(Task):
     """A task and its prompts: exactly one of `prompts` and `prompts_path`."""
 
-    reward: tuple[PostedTerm, ...] = Field(min_length=1, max_length=16)
     prompts: tuple[PromptSpec, ...] | None = Field(default=None, min_length=1, max_length=MAX_PROMPTS)
     prompts_path: str | None = Field(
         default=None,
@@ -67,14 +57,15 @@ _TASK: Final = Reader(TaskBody)
 _EVALUATION: Final = Reader(EvaluationBody)
 
 
-def _task_body(raw: Raw) -> TaskBody:
+def _task_body(raw: Raw, context: Shared, permission: Permitted) -> TaskBody:
     body = _TASK.json(raw)
     if (body.prompts is None) == (body.prompts_path is None):
         got = "neither" if body.prompts is None else "both"
         fault = FieldError(field="/prompts", expected="exactly one of prompts and prompts_path", got=got)
         raise Problem("invalid-request", fault)
-    if faults := list(option_faults(body.reward)):
+    if faults := list(task_faults(body, context.settings.scorers)):
         raise Problem("invalid-request", *faults)
+    permission.need(body.family)
     return body
 
 

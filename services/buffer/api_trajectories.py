@@ -7,23 +7,32 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 from fastapi import APIRouter, Path, Query
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Select, select
 
 from services.buffer.api_context import Shared
 from services.buffer.api_faults import FieldError
+from services.buffer.api_lineage import audits_of, draws_of
 from services.buffer.api_paging import TrajectoryPage, page
-from services.buffer.api_views import DrawView, Listing, TrajectoryDetail, TrajectoryView
+from services.buffer.api_permission import Permitted
+from services.buffer.api_progress import family_of
+from services.buffer.api_views import Listing, TrajectoryDetail, TrajectoryView
 from services.buffer.problems import Problem
-from services.buffer.tables import batches, draws, issues, payloads, prompts, tasks, trajectories
+from services.buffer.tables import issues, payloads, prompts, tasks, trajectories
 
 router: Final = APIRouter(prefix="/v1/trajectories", tags=["trajectories"])
 TrajectoryId = Annotated[int, Path(ge=0, lt=2**63)]
 
 
 @router.get("", operation_id="listTrajectories")
-def list_trajectories(context: Shared, asked: Annotated[TrajectoryPage, Query()]) -> Listing[TrajectoryView]:
-    """List the trajectories, newest first."""
+def list_trajectories(
+    context: Shared, permission: Permitted, asked: Annotated[TrajectoryPage, Query()]
+) -> Listing[TrajectoryView]:
+    """List the trajectories, newest first; those of red-team tasks to who may see them."""
     query = _chosen(_with_texts(context.run_id), asked)
+    if asked.task is not None:
+        with context.engine.connect() as connection:
+            permission.need(family_of(connection, context.run_id, asked.task))
+    query = query.where(permission.visible())
     newest_first = query.order_by(trajectories.c.trajectory_id.desc()).limit(asked.limit + 1)
     with context.engine.connect() as connection:
         rows = connection.execute(newest_first).all()
@@ -32,9 +41,12 @@ def list_trajectories(context: Shared, asked: Annotated[TrajectoryPage, Query()]
 
 
 @router.get("/{trajectory_id}", operation_id="getTrajectory")
-def get_trajectory(context: Shared, trajectory_id: TrajectoryId) -> TrajectoryDetail:
-    """Show one trajectory with its tokens, the order it comes from, and every batch and step that drew it."""
-    lineage = (prompts.c.reference, issues.c.issue_id, issues.c.attempt, issues.c.issued_at)
+def get_trajectory(context: Shared, permission: Permitted, trajectory_id: TrajectoryId) -> TrajectoryDetail:
+    """Show one trajectory from its task to the steps that used it: order, versions, scores, draws, re-scorings."""
+    lineage = (
+        *(prompts.c.reference, prompts.c.metadata.label("prompt_metadata"), trajectories.c.spans, tasks.c.spec),
+        *(issues.c.issue_id, issues.c.attempt, issues.c.issued_at),
+    )
     query = (
         _with_texts(context.run_id)
         .add_columns(*lineage, payloads.c.token_ids, payloads.c.logprobs)
@@ -46,13 +58,17 @@ def get_trajectory(context: Shared, trajectory_id: TrajectoryId) -> TrajectoryDe
         if row is None:
             fault = FieldError(field="path:trajectory_id", expected="the id of a trajectory", got=str(trajectory_id))
             raise Problem("not-found", fault)
-        drawn = _draws(connection, context.run_id, trajectory_id)
+        permission.need(row["spec"]["family"])
+        drawn = draws_of(connection, context.run_id, trajectory_id)
+        audits = audits_of(connection, trajectory_id)
     logprobs = np.frombuffer(row["logprobs"], dtype="<f4").tolist()
     packed = {
         "token_ids": tuple(np.frombuffer(row["token_ids"], dtype="<i4").tolist()),
         "logprobs": tuple(value if math.isfinite(value) else None for value in logprobs),
     }
-    return TrajectoryDetail(**{**row, **packed}, draws=drawn)
+    spans = row["spans"] or [(row["policy_version"], row["tokens"])]
+    packed |= {"spans": [{"policy_version": version, "tokens": tokens} for version, tokens in spans]}
+    return TrajectoryDetail.model_validate({**row, **packed, "draws": drawn, "rescores": audits})
 
 
 def _with_texts(run_id: str) -> Select[Any]:
@@ -84,22 +100,3 @@ def _chosen(query: Select[Any], asked: TrajectoryPage) -> Select[Any]:
     if asked.after is not None:
         query = query.where(trajectories.c.trajectory_id < asked.after)
     return query
-
-
-def _draws(connection: Connection, run_id: str, trajectory_id: int) -> tuple[DrawView, ...]:
-    of_batch = (batches.c.run_id == draws.c.run_id) & (batches.c.batch_id == draws.c.batch_id)
-    query = (
-        select(
-            draws.c.batch_id,
-            draws.c.group_index,
-            draws.c.position,
-            draws.c.draw_logprob,
-            draws.c.reward,
-            draws.c.policy_version,
-            batches.c.trained_step.label("step"),
-        )
-        .join(batches, of_batch)
-        .where(draws.c.trajectory_id == trajectory_id, draws.c.run_id == run_id)
-        .order_by(draws.c.batch_id)
-    )
-    return tuple(DrawView.model_validate(row, from_attributes=True) for row in connection.execute(query))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -85,6 +85,18 @@ class EvaluationView(View):
     n_expected: int
     mean_reward: float | None
     accuracy: float | None = Field(description="share of the scored answers whose reward is at least 1")
+    scores: dict[str, float] = Field(
+        description="mean value of each scorer, and of each of its details as `scorer.detail`",
+        examples=[{"verifier": 0.75}],
+    )
+    pass_at: dict[int, float] = Field(
+        description="k -> unbiased pass@k (arXiv:2107.03374): one of k answers has a reward of at least 1",
+        examples=[{1: 0.5, 2: 0.75}],
+    )
+    kl: float | None = Field(
+        description="mean of the answers' summed log-probability less that under the reference; "
+        "null where no `reference` scorer took part"
+    )
 
 
 class StepView(Step):
@@ -100,6 +112,8 @@ class ScoreView(View):
     version: str
     value: float
     seconds: float
+    attempts: int = 1
+    details: dict[str, float] = Field(default_factory=dict, description="further figures, no part of the reward")
 
 
 class TrajectoryView(View):
@@ -126,22 +140,48 @@ class DrawView(View):
     batch_id: int
     group_index: int
     position: int
-    draw_logprob: float
+    draw_logprob: float = Field(description="given the draws before it in its group")
+    marginal_logprob: float = Field(description="of a single draw from the whole prompt")
     reward: float = Field(description="as drawn; the same tokens may have been scored again since")
     policy_version: int
     step: int | None
+    trained_at: datetime | None
+
+
+class Span(View):
+    """Tokens in a row that one policy version wrote."""
+
+    policy_version: int
+    tokens: int
+
+
+class RescoreAudit(View):
+    """One time that a trajectory was scored again."""
+
+    rescore_id: int
+    requested_by: str
+    asked_at: datetime
+    settled_at: datetime | None
+    old_reward: float
+    new_reward: float | None
+    old_scorers: dict[str, str] = Field(description="scorer -> version", examples=[{"verifier": "1"}])
+    new_scorers: dict[str, str]
+    fault: str | None
 
 
 class TrajectoryDetail(TrajectoryView):
-    """A trajectory with where it comes from and every step that used it."""
+    """A trajectory with where it comes from and everything that happened to it."""
 
     reference: str | None
+    prompt_metadata: dict[str, Any]
     issue_id: int
     attempt: int
     issued_at: datetime
     token_ids: tuple[int, ...]
     logprobs: tuple[float | None, ...] = Field(description="natural logarithms; null where not finite")
+    spans: tuple[Span, ...] = Field(description="in the order of the tokens")
     draws: tuple[DrawView, ...]
+    rescores: tuple[RescoreAudit, ...] = Field(description="oldest first")
 
 
 class Staleness(View):

@@ -6,17 +6,20 @@ Each completion of an order ends in exactly one way: kept (then stored, or a dup
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 
 from tba_common.kafka import Record
-from tba_common.messages import Completion, Int32s, Trajectories
+from tba_common.messages import Completion, Int32s, Rollout, Trajectories
+
+#: What makes two trajectories the same one: the prompt and the fingerprint.
+Key = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +44,19 @@ class Row:
     index: int
     task_id: int
     prompt_id: int
-    fingerprint: UUID
+    fingerprint: bytes
+    key: Key
     policy_version: int
     reward: float
     tokens: int
     temperature: float
     top_p: float
     finish_reason: str
-    scores: str  # JSON
+    scores: list[dict[str, Any]]
+    spans: tuple[tuple[int, int], ...]  # empty where one version wrote every token
     token_ids: bytes
     logprobs: bytes
     text: str
-
-    @property
-    def key(self) -> tuple[int, UUID]:
-        """What makes two trajectories the same one."""
-        return self.prompt_id, self.fingerprint
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Outcome:
     """How the completions of one order ended; `kept` are the keys of its drawable ones."""
 
     order: Order
-    kept: list[tuple[int, UUID]] = field(default_factory=list)
+    kept: list[Key] = field(default_factory=list)
     newest_version: int = -1  # of the kept ones
     dead_lettered: int = 0
     expired: int = 0
@@ -76,8 +76,8 @@ class Plan:
     """What one ingest transaction has to do about the trajectories that came."""
 
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # by issue
-    rows: dict[tuple[int, UUID], Row] = field(default_factory=dict)  # one per key, the version that wins
-    first_issue: dict[tuple[int, UUID], int] = field(default_factory=dict)  # that brought the key in this batch
+    rows: dict[Key, Row] = field(default_factory=dict)  # one per key, the version that wins
+    first_issue: dict[Key, int] = field(default_factory=dict)  # that brought the key in this batch
     evaluations: list[Row] = field(default_factory=list)
     prompt_token_ids: dict[int, bytes] = field(default_factory=dict)  # of prompts seen for the first time
     rejected: list[tuple[Record, str]] = field(default_factory=list)
@@ -86,7 +86,26 @@ class Plan:
 
 def fingerprint(token_ids: Int32s) -> UUID:
     """Return blake2b-128 of the little-endian int32 tokens: equal answers have equal fingerprints."""
-    return UUID(bytes=blake2b(token_ids.astype("<i4").tobytes(), digest_size=16).digest())
+    return UUID(bytes=_digest(token_ids.astype("<i4", copy=False).tobytes()))
+
+
+def _digest(token_ids: bytes) -> bytes:
+    return blake2b(token_ids, digest_size=16).digest()
+
+
+def scores_of(rollout: Rollout, index: int) -> list[dict[str, Any]]:
+    """Return what each scorer said of one completion, as the tables keep it; a detail that is no number is left out."""
+    return [
+        {
+            "scorer": score.scorer,
+            "version": score.version,
+            "value": float(score.values[index]),
+            "seconds": score.seconds,
+            "attempts": score.attempts,
+            "details": {n: float(v[index]) for n, v in score.details.items() if math.isfinite(v[index])},
+        }
+        for score in rollout.scores
+    ]
 
 
 def judge(arrivals: Iterable[tuple[Record, Trajectories]], orders: Mapping[int, Order], *, oldest_version: int) -> Plan:
@@ -151,10 +170,16 @@ def _fault_of_group(order: Order, trajectories: Trajectories, seen: bytes | None
         return f"prompt {order.prompt_id}: no prompt tokens"
     if known is not None and known != tokens:
         return f"prompt {order.prompt_id}: its tokens differ from those of its first rollout"
+    return fault_of_scores(rollout, order.completions)
+
+
+def fault_of_scores(rollout: Rollout, completions: int) -> str | None:
+    """Name the first scorer that does not speak of each completion; None if all do."""
     for score in rollout.scores:
-        if len(score.values) != order.completions or not math.isfinite(score.seconds):
-            got = f"{len(score.values)} in {score.seconds} seconds"
-            return f"issue {order.issue_id}: expected {order.completions} scores of {score.scorer}, got {got}"
+        lengths = {len(score.values), *map(len, score.details.values())}
+        if lengths != {completions} or not math.isfinite(score.seconds):
+            got = f"{sorted(lengths)} in {score.seconds} seconds"
+            return f"issue {rollout.prompt.issue_id}: expected {completions} scores of {score.scorer}, got {got}"
     return None
 
 
@@ -183,25 +208,25 @@ def _keep(plan: Plan, outcome: Outcome, row: Row) -> None:
 def _row(order: Order, index: int, trajectories: Trajectories, reward: float) -> Row:
     rollout = trajectories.rollout
     completion = rollout.completions[index]
-    scores = [
-        {"scorer": s.scorer, "version": s.version, "value": float(s.values[index]), "seconds": s.seconds}
-        for s in rollout.scores
-    ]
+    token_ids = completion.token_ids.astype("<i4", copy=False).tobytes()
+    said = _digest(token_ids)
     return Row(
         issue_id=order.issue_id,
         index=index,
         task_id=order.task_id,
         prompt_id=order.prompt_id,
-        fingerprint=fingerprint(completion.token_ids),
+        fingerprint=said,
+        key=(order.prompt_id, said),
         policy_version=completion.policy_version,
         reward=reward,
         tokens=len(completion.token_ids),
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         finish_reason=completion.finish_reason,
-        scores=json.dumps(scores),
-        token_ids=completion.token_ids.astype("<i4").tobytes(),
-        logprobs=completion.logprobs.astype("<f4").tobytes(),
+        scores=scores_of(rollout, index),
+        spans=completion.spans,
+        token_ids=token_ids,
+        logprobs=completion.logprobs.astype("<f4", copy=False).tobytes(),
         # PostgreSQL cannot hold the NUL character in text; token ids keep the truth.
         text=completion.text.replace("\x00", "\N{REPLACEMENT CHARACTER}"),
     )

@@ -28,6 +28,7 @@ from sqlalchemy.dialects.postgresql import REAL
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from services.buffer.arrays import any_of, table_of
+from services.buffer.payload_cache import Payload, PayloadCache
 from services.buffer.sampling import Decks, GroupDraw
 from services.buffer.state_tables import decks, sampler_state
 from services.buffer.tables import batches, draws, payloads, prompts, runs, tasks
@@ -86,6 +87,7 @@ def _describe(group: GroupDraw, task_step: int) -> dict[str, Any]:
         "distinct": group.distinct,
         "kappa": group.picks.kappa if np.isfinite(group.picks.kappa) else None,  # none: everything was drawn
         "log_normalizer": group.picks.log_normalizer,
+        "prompt_logprob": group.prompt_logprob,
     }
 
 
@@ -141,19 +143,17 @@ def mark_sent(connection: Connection, run_id: str, batch_id: int) -> None:
     connection.execute(mine.values(sent_at=func.now()))
 
 
-def load_groups(connection: Connection, run_id: str, batch_id: int, specs: Mapping[int, Task]) -> list[Group] | None:
+def load_groups(
+    connection: Connection, run_id: str, batch_id: int, specs: Mapping[int, Task], cache: PayloadCache
+) -> list[Group] | None:
     """Return a recorded batch as messages, or None when a trajectory of it is not stored any more."""
     described = connection.execute(
         select(batches.c.groups).where(batches.c.run_id == run_id, batches.c.batch_id == batch_id)
     ).scalar_one()
-    query = (
-        select(draws, payloads.c.token_ids, payloads.c.logprobs)
-        .outerjoin(payloads, payloads.c.trajectory_id == draws.c.trajectory_id)
-        .where(draws.c.run_id == run_id, draws.c.batch_id == batch_id)
-        .order_by(draws.c.group_index, draws.c.position)
-    )
-    rows = connection.execute(query).all()
-    if any(row.token_ids is None for row in rows):
+    of_batch = select(draws).where(draws.c.run_id == run_id, draws.c.batch_id == batch_id)
+    rows = connection.execute(of_batch.order_by(draws.c.group_index, draws.c.position)).all()
+    found = _load_payloads(connection, run_id, {row.trajectory_id for row in rows}, cache)
+    if not all(row.trajectory_id in found for row in rows):
         return None
     prompt_ids = [group["prompt_id"] for group in described]
     tokens = select(prompts.c.prompt_id, prompts.c.token_ids).where(prompts.c.prompt_id == any_of(prompt_ids))
@@ -171,17 +171,33 @@ def load_groups(connection: Connection, run_id: str, batch_id: int, specs: Mappi
             prompt_token_ids=np.frombuffer(prompt_tokens[described[index]["prompt_id"]], dtype="<i4"),
             temperature=specs[described[index]["task_id"]].sampling.temperature,
             target=specs[described[index]["task_id"]].target,
-            draws=tuple(map(_draw, drawn)),
+            draws=tuple(_draw(row, found[row.trajectory_id]) for row in drawn),
         )
         for index, drawn in groupby(rows, key=attrgetter("group_index"))
     ]
 
 
-def _draw(row: Row[Any]) -> Draw:
+def _load_payloads(
+    connection: Connection, run_id: str, trajectory_ids: set[int], cache: PayloadCache
+) -> dict[int, Payload]:
+    """Return the payloads that are stored, of which the cache knows the recent ones."""
+    found = cache.get(trajectory_ids)
+    missing = trajectory_ids - found.keys()
+    if missing:
+        mine = payloads.c.run_id == run_id, payloads.c.trajectory_id == any_of(missing)
+        query = select(payloads.c.trajectory_id, payloads.c.token_ids, payloads.c.logprobs).where(*mine)
+        read = {row.trajectory_id: (row.token_ids, row.logprobs) for row in connection.execute(query)}
+        cache.put(read)
+        found |= read
+    return found
+
+
+def _draw(row: Row[Any], payload: Payload) -> Draw:
+    token_ids, logprobs = payload
     return Draw(
         trajectory_id=row.trajectory_id,
-        token_ids=np.frombuffer(row.token_ids, dtype="<i4"),
-        logprobs=np.frombuffer(row.logprobs, dtype="<f4"),
+        token_ids=np.frombuffer(token_ids, dtype="<i4"),
+        logprobs=np.frombuffer(logprobs, dtype="<f4"),
         reward=row.reward,
         policy_version=row.policy_version,
         draw_logprob=row.draw_logprob,

@@ -1,4 +1,4 @@
-"""A deck of prompts, dealt without replacement: step 7 of the sampling law (research/buffer.md 2).
+"""A deck of prompts, dealt without replacement: step 7 of the sampling law (docs/sampling.md).
 
 Every prompt carries the number of times it was dealt, and the next is the ready one with the least (count, hash).
 So within an epoch the order is a uniform permutation, and two prompts that were ready throughout never differ by
@@ -35,19 +35,22 @@ class Deck:
         """Return how often a prompt counts as dealt (c_x)."""
         return self._dealt.get(prompt_id, 0)
 
-    def update(self, ready: Collection[int]) -> None:
-        """Make the deck hold exactly the ready prompts.
+    def update(self, ready: Collection[int], touched: Collection[int] | None = None) -> None:
+        """Make the deck hold exactly the ready prompts, of which only the `touched` may have come or gone.
 
         Those who enter start at the least count of those who stayed; after a complete turnover all start level.
         """
-        staying = self._members & set(ready)
-        entering = set(ready) - staying
-        if staying:
-            self.floor = max(self.floor, min(map(self.count, staying)))
-        elif entering and not self._resumes:
+        touched = self._members.union(ready) if touched is None else touched
+        self._members.difference_update([x for x in touched if x in self._members and x not in ready])
+        entering = [x for x in touched if x in ready and x not in self._members]
+        if not entering:
+            return
+        if self._members:
+            self.floor = max(self.floor, self._least())
+        elif not self._resumes:
             self.floor = max(self.floor, *map(self.count, entering))
-        self._resumes = self._resumes and not entering
-        self._members = staying | entering
+        self._resumes = False
+        self._members.update(entering)
         for prompt_id in entering:
             self._dealt[prompt_id] = max(self.count(prompt_id), self.floor)
             heapq.heappush(self._heap, self._entry(prompt_id))
@@ -55,19 +58,28 @@ class Deck:
             self._heap = [self._entry(prompt_id) for prompt_id in self._members]
             heapq.heapify(self._heap)
 
+    def _least(self) -> int:
+        """The least count of a member; every member has its entry, so it is on top once stale ones are gone."""
+        while not self._is_valid(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0]
+
+    def _is_valid(self, entry: tuple[int, int, int]) -> bool:
+        count, _, prompt_id = entry
+        return prompt_id in self._members and count == self._dealt[prompt_id]
+
     def deal(self, taken: Collection[int]) -> int | None:
         """Take the next prompt that is not in `taken`, or None when every ready prompt is."""
         skipped = []
         dealt = None
         while self._heap and dealt is None:
             entry = heapq.heappop(self._heap)
-            count, _, prompt_id = entry
-            if prompt_id not in self._members or count != self.count(prompt_id):
+            if not self._is_valid(entry):
                 continue
-            if prompt_id in taken:
+            if entry[2] in taken:
                 skipped.append(entry)
             else:
-                dealt = prompt_id
+                dealt = entry[2]
         for entry in skipped:
             heapq.heappush(self._heap, entry)
         if dealt is not None:

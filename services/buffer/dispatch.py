@@ -17,9 +17,11 @@ from services.buffer.lease import Lease
 from services.buffer.limiter import MAX_BATCHES_IN_FLIGHT, Limits, Reason, Stock, blocked
 from services.buffer.orders import KnownTask
 from services.buffer.pacing import Backlog, Turnaround
+from services.buffer.payload_cache import PayloadCache
 from services.buffer.sampling import Sampler
 from tba_common import metrics
 from tba_common.messages import Group, Resumed, Step
+from tba_common.tasks import Task
 
 _RECENT_BATCHES: Final = 32
 
@@ -43,9 +45,10 @@ class Dispatcher:
         backlog: Backlog,
         samples: int,
         resend_seconds: float,
+        cache: PayloadCache,
     ) -> None:
         self._lease, self._run_id, self._deliver = lease, run_id, deliver
-        self._sampler, self._limits, self._backlog = sampler, limits, backlog
+        self._sampler, self._limits, self._backlog, self._cache = sampler, limits, backlog, cache
         self._turnaround = Turnaround(resend_seconds)
         self._untrained: dict[int, float | None] = {}  # batch_id, ascending: when sent, None if it has to be
         self._next_batch_id = 1
@@ -104,6 +107,7 @@ class Dispatcher:
                 inserts=inserts,
                 samples=self.samples,
                 ready=len(self._sampler.index.ready),
+                online=len(self._sampler.index.online_ready),
                 stocked=len(self._sampler.index.stocked),
                 trainable=trainable,
                 batches_in_flight=in_flight,
@@ -111,12 +115,16 @@ class Dispatcher:
             self.reason = blocked(self._limits, stock)
             if in_flight >= MAX_BATCHES_IN_FLIGHT or (unsent is None and self.reason is not None):
                 return
+            specs = {task_id: task.spec for task_id, task in tasks.items()}
             if unsent is None:
-                unsent = self._next_batch_id
-                self._record(unsent)
+                batch_id = self._next_batch_id
+                groups: list[Group] | None = self._draw(batch_id, specs)
                 self._next_batch_id += 1
-            if not self._send(unsent, now, tasks):
+            else:
+                batch_id, groups = unsent, self._load(unsent, specs)
+            if groups is None:
                 return
+            self._send(batch_id, groups, now)
 
     def _give_up_waiting(self, now: float) -> None:
         """Without a word from the learner for too long, what was sent counts as lost: the broker may forget."""
@@ -127,13 +135,15 @@ class Dispatcher:
             self._untrained = dict.fromkeys(self._untrained)
             self._turnaround.lapsed()
 
-    def _record(self, batch_id: int) -> None:
+    def _draw(self, batch_id: int, specs: Mapping[int, Task]) -> list[Group] | None:
+        """Draw a batch and record it; return it as it was recorded."""
         started = time.perf_counter()
         groups = self._sampler.draw(batch_id)
         metrics.BUFFER_DRAW_SECONDS.observe(time.perf_counter() - started)
         version, dealt = self._sampler.index.version, self._sampler.decks
         with self._lease.transaction() as connection:
             batches.record(connection, self._run_id, batch_id, version=version, groups=groups, dealt=dealt)
+            messages = batches.load_groups(connection, self._run_id, batch_id, specs, self._cache)
         self._untrained[batch_id] = None
         self.samples += sum(len(group.rows) for group in groups)
         for group in groups:
@@ -141,20 +151,19 @@ class Dispatcher:
         self.staleness.append(Counter(version - int(v) for group in groups for v in group.rows["version"]))
         self.kinds.append(Counter(group.kind for group in groups))
         metrics.BUFFER_BATCHES.inc()
+        return messages
 
-    def _send(self, batch_id: int, now: float, tasks: Mapping[int, KnownTask]) -> bool:
-        """Send a recorded batch; return whether it is in flight now."""
-        specs = {task_id: task.spec for task_id, task in tasks.items()}
+    def _load(self, batch_id: int, specs: Mapping[int, Task]) -> list[Group] | None:
+        """Return a recorded batch; None if what it held is gone and nothing can be drawn in its place yet."""
         with self._lease.transaction() as connection:
-            groups = batches.load_groups(connection, self._run_id, batch_id, specs)
-        if groups is None:
-            if self.reason is not None:
-                return False
+            groups = batches.load_groups(connection, self._run_id, batch_id, specs, self._cache)
+        if groups is None and self.reason is None:
             log.warning("batch drawn anew: its trajectories are gone", extra={"batch_id": batch_id})
-            self._record(batch_id)
-            return self._send(batch_id, now, tasks)
+            return self._draw(batch_id, specs)
+        return groups
+
+    def _send(self, batch_id: int, groups: list[Group], now: float) -> None:
         self._deliver(groups)
         with self._lease.transaction() as connection:
             batches.mark_sent(connection, self._run_id, batch_id)
         self._untrained[batch_id] = now
-        return True

@@ -8,22 +8,23 @@ A prompt that nobody can serve rests before it is tried again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from sqlalchemy import Connection
 
-from services.buffer import orders
+from services.buffer import orders, seeds
 from services.buffer.in_flight import InFlight
 from services.buffer.lease import Lease
-from services.buffer.orders import EvaluationRequest, Issue, KnownTask, PromptText, Purpose
+from services.buffer.orders import EvaluationRequest, Issue, KnownTask, PromptText
 from services.buffer.pacing import Resting, Turnaround
 from tba_common import topics
-from tba_common.messages import Prompt
+from tba_common.messages import Prompt, Purpose
 
 MAX_ATTEMPTS: Final = 5
 MAX_EVALUATIONS_IN_FLIGHT: Final = 256
+PURPOSES: Final[tuple[Purpose, ...]] = ("train", "eval")
 _REFRESH_SECONDS: Final = 1.0
 _LEAST_BATCHES: Final = 4  # of prompts that may be in flight before any answer has been seen
 
@@ -39,9 +40,10 @@ class Feed:
     def __init__(self, lease: Lease, run_id: str, send: Send, *, reissue_seconds: float, groups: int) -> None:
         self._lease, self._run_id, self._send = lease, run_id, send
         self._groups = groups
-        self._turnaround: dict[Purpose, Turnaround] = {p: Turnaround(reissue_seconds) for p in ("train", "eval")}
+        self._turnaround: dict[Purpose, Turnaround] = {p: Turnaround(reissue_seconds) for p in PURPOSES}
         self._refreshed_at = float("-inf")
         self._requests: list[EvaluationRequest] = []
+        self._seeded: list[int] = []  # tasks with answers that wait for their order
         self._first_task = 0
         self._resting = Resting()
         self.in_flight = InFlight(topics.PROMPTS.partitions)
@@ -56,7 +58,7 @@ class Feed:
     def load(self, now: float) -> None:
         """Take over what is in flight, with a full deadline from now: nobody has listened until now."""
         with self._lease.transaction() as connection:
-            for issue in orders.load_in_flight(connection, self._run_id):
+            for issue in orders.load_in_flight(connection, self._run_id, PURPOSES):
                 self.in_flight.restore(issue, now)
         self._refresh(now)
 
@@ -71,6 +73,11 @@ class Feed:
             else:
                 self._resting.served(waiting.issue.prompt_id)
 
+    def reopened(self, issue: Issue, now: float) -> None:
+        """Wait again for an order that was dead-lettered: what it failed with was sent again."""
+        self.in_flight.remove(issue.issue_id)
+        self.in_flight.restore(issue, now)
+
     def lost(self) -> None:
         """Count everything in flight as lost, because the broker lost its logs: the next turn sends it again."""
         self.in_flight.forget_when_sent()
@@ -84,6 +91,7 @@ class Feed:
             self._refresh(now)
         given_up = sum(self._send_lost(purpose, now) for purpose in self._turnaround)
         self._evaluate(now)
+        self._sow(now)
         window = self._turnaround["train"].window(now, _LEAST_BATCHES * self._groups)
         self._train(now, min(limit, window - self.in_flight.by_task("train").total()))
         return given_up
@@ -93,6 +101,7 @@ class Feed:
         self._refreshed_at = now
         with self._lease.transaction() as connection:
             self._requests = orders.open_evaluations(connection, self._run_id)
+            self._seeded = seeds.tasks_with_seeds(connection, self.active)
             self.tasks = orders.load_tasks(connection, self._run_id)
             self.trainable = orders.count_trainable(connection, self.active, self._groups)
 
@@ -110,11 +119,12 @@ class Feed:
             orders.expire(connection, [issue.issue_id for issue in given_up])
             orders.update_attempts(connection, again)
             texts = orders.find_texts(connection, [issue.prompt_id for issue in again])
+            given = seeds.given(connection, [issue.issue_id for issue in again])
         fields = {"purpose": purpose, "again": len(again), "given_up": len(given_up), "deadline_seconds": deadline}
         log.warning("orders overdue", extra=fields)
         if any(self._is_open(issue) for issue in overdue):  # what nobody wants says nothing about who is there
             self._turnaround[purpose].lapsed()
-        self._send_all([(issue, texts[issue.prompt_id]) for issue in again], now)
+        self._send_all([(issue, texts[issue.prompt_id]) for issue in again], now, given)
         return sum(issue.completions for issue in given_up)
 
     def _again(self, issue: Issue) -> Issue:
@@ -151,6 +161,22 @@ class Feed:
         prompts = orders.unevaluated_prompts(connection, request, room)
         return self._order(connection, request.task_id, prompts, version=request.policy_version)
 
+    def _sow(self, now: float) -> None:
+        """Order the answers that people gave, of prompts that nothing else is in flight for."""
+        made: list[tuple[Issue, PromptText]] = []
+        given: dict[int, list[str]] = {}
+        tasks, self._seeded = self._seeded, []
+        for task_id in tasks:
+            with self._lease.transaction() as connection:
+                found = seeds.next_seeds(connection, task_id, self.in_flight.prompts("train"))
+                texts = orders.find_texts(connection, list(found))
+                ordered = [self._issue(task_id, x, "train", len(answers)) for x, answers in found.items()]
+                for issue in orders.add_issues(connection, self._run_id, ordered) if ordered else []:
+                    seeds.mark(connection, issue.issue_id, [seed_id for seed_id, _ in found[issue.prompt_id]])
+                    given[issue.issue_id] = [answer for _, answer in found[issue.prompt_id]]
+                    made.append((issue, texts[issue.prompt_id]))
+        self._send_all(made, now, given)
+
     def _train(self, now: float, count: int) -> None:
         active = sorted(self.active)
         if count <= 0 or not active:
@@ -174,16 +200,21 @@ class Feed:
         purpose: Purpose = "train" if version is None else "eval"
         task = self.tasks[task_id].spec
         completions = (task.sampling if purpose == "train" else task.evaluation).completions
-        reserve = self.in_flight.reserve
-        made = [
-            Issue(0, task_id, p.prompt_id, purpose, version, completions, attempt=1, partition=reserve(completions))
-            for p in prompts
-        ]
+        made = [self._issue(task_id, p.prompt_id, purpose, completions, version) for p in prompts]
         return list(zip(orders.add_issues(connection, self._run_id, made), prompts, strict=True))
 
-    def _send_all(self, made: Sequence[tuple[Issue, PromptText]], now: float) -> None:
+    def _issue(
+        self, task_id: int, prompt_id: int, purpose: Purpose, completions: int, version: int | None = None
+    ) -> Issue:
+        partition = self.in_flight.reserve(completions)
+        return Issue(0, task_id, prompt_id, purpose, version, completions, attempt=1, partition=partition)
+
+    def _send_all(
+        self, made: Sequence[tuple[Issue, PromptText]], now: float, given: Mapping[int, Sequence[str]] | None = None
+    ) -> None:
         """Send orders whose rows are committed: a crash in between is an order that is sent again."""
         for issue, prompt in made:
             self.in_flight.add(issue, now)
             task = self.tasks[issue.task_id].spec
-            self._send(orders.message_of(self._run_id, issue, prompt, task), issue.partition)
+            answers = (given or {}).get(issue.issue_id, ())
+            self._send(orders.message_of(self._run_id, issue, prompt, task, answers), issue.partition)

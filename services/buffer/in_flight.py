@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from services.buffer.orders import Issue, Purpose
+from services.buffer.orders import Issue
+from tba_common.messages import Purpose
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Ingest: the records of one poll become rows, settled orders and offsets, in one transaction.
+"""Ingest: the records of one gathering become rows, settled orders and offsets, in one transaction.
 
 A crash before the commit leaves nothing, a crash after it leaves all; either way the records that come again
 change nothing, because an order settles once and every other write states a fact.
@@ -7,18 +7,18 @@ change nothing, because an order settles once and every other write states a fac
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
-from uuid import UUID
 
 from sqlalchemy import Connection
 
-from services.buffer import store
-from services.buffer.arrivals import Outcome, Plan, bury, judge
-from services.buffer.inbox import Inbox, sort
+from services.buffer import judged, store
+from services.buffer.arrivals import Key, Outcome, Plan, bury, judge
+from services.buffer.inbox import Inbox
 from services.buffer.index import Rows, rows_of
 from services.buffer.lease import Lease
+from services.buffer.payload_cache import Payload
 from services.buffer.reports import apply_dead_letters, apply_reports, apply_weights
 from services.buffer.store import Settlement
 from tba_common.kafka import Record
@@ -52,12 +52,12 @@ class Commit:
     weights: tuple[Weights, ...] = ()
     redelivered: int = 0
     inserts: int = 0
+    payloads: Mapping[int, Payload] = field(default_factory=dict)  # of the trajectories that were stored
+    judged: tuple[int, ...] = ()  # orders of gradings and re-scorings that were settled
 
 
-def ingest(
-    lease: Lease, run_id: str, records: Sequence[Record], *, version: int, max_staleness: int, rejects: Rejects
-) -> Commit:
-    """Commit the records of one poll.
+def ingest(lease: Lease, run_id: str, inbox: Inbox, *, version: int, max_staleness: int, rejects: Rejects) -> Commit:
+    """Commit what was gathered.
 
     Args:
         version: of the learner, as far as known before these records (V).
@@ -68,7 +68,6 @@ def ingest(
         LeaseLostError: another buffer took over; nothing was committed.
         TooManyBad: hardly any of the records was good; nothing was committed.
     """
-    inbox = sort(records)
     version = max([version, *versions_in(inbox.weights, inbox.reports)])
     with lease.transaction() as connection:
         apply_reports(connection, run_id, inbox.reports)
@@ -103,18 +102,24 @@ def _take_in(
     inserts = sum(len(outcome.kept) for outcome in plan.outcomes.values())
     if inserts:
         store.add_inserts(connection, run_id, inserts)
+    requests = judged.settle(connection, run_id, inbox.judged, inbox.dead_letters)
+    changed = (Group(x, task_id, rows_of(rows)) for (x, task_id), rows in requests.changed.items() if rows)
     commit = Commit(
-        groups=_groups(plan, stored),
+        groups=(*_groups(plan, stored), *changed),
         settled=settled,
         reports=tuple(inbox.reports),
         weights=tuple(inbox.weights),
         redelivered=plan.redelivered,
         inserts=inserts,
+        payloads={
+            stored[key].trajectory_id: (r.token_ids, r.logprobs) for key, r in plan.rows.items() if key in stored
+        },
+        judged=tuple(requests.settled),
     )
-    return commit, plan.rejected
+    return commit, [*plan.rejected, *requests.rejected]
 
 
-def _groups(plan: Plan, stored: dict[tuple[int, UUID], store.Stored]) -> tuple[Group, ...]:
+def _groups(plan: Plan, stored: dict[Key, store.Stored]) -> tuple[Group, ...]:
     found: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
     tasks: dict[int, int] = {}
     for key, row in plan.rows.items():

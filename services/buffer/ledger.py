@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, FromClause, case, func, select
 
-from services.buffer.orders import Purpose
 from services.buffer.state_tables import sampler_state
 from services.buffer.tables import batches, draws, evaluations, issues, payloads, prompts, trajectories
+from tba_common.messages import Purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,10 @@ def check(connection: Connection, run_id: str) -> list[str]:
     train, evaluated = ledger(connection, run_id), ledger(connection, run_id, "eval")
     state = connection.execute(select(sampler_state).where(sampler_state.c.run_id == run_id)).one()
     rows = _count(connection, trajectories, trajectories.c.run_id == run_id)
-    with_payload = trajectories.join(payloads, payloads.c.trajectory_id == trajectories.c.trajectory_id)
+    with_payload = trajectories.join(
+        payloads,
+        (payloads.c.trajectory_id == trajectories.c.trajectory_id) & (payloads.c.run_id == trajectories.c.run_id),
+    )
     sources = {
         "train orders that balance": (True, train.balances),
         "eval orders that balance": (True, evaluated.balances),

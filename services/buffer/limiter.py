@@ -1,13 +1,14 @@
-"""When a batch may be drawn and how many prompts may be out: the two brakes of the line, without a deadlock.
+"""When a batch may be drawn, what comes may be taken in, and prompts may be out: the brakes of the line.
 
-Sampling waits for data; the feed waits for the learner. Each is let go when the other could wait for it for ever:
-while a batch is held back for want of data, what lies undrawn does not hold back the feed (research/buffer.md 4.3).
+Sampling waits for data; ingest and the feed wait for the learner. None may wait for another that waits for it: while
+a batch is held back for want of data, nothing holds back ingest, and what lies undrawn does not hold back the feed
+(docs/sampling.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 #: Why no batch can be drawn now. All but `in_flight`, which waits for the learner, want more trajectories.
 Reason = Literal["in_flight", "min_size", "stale", "not_ready", "ratio"]
@@ -17,14 +18,44 @@ REASONS: Final[tuple[Reason, ...]] = ("in_flight", "min_size", "stale", "not_rea
 MAX_BATCHES_IN_FLIGHT: Final = 2
 
 
+#: Trajectories that one ingest transaction may bring at most, beyond the last record's own.
+INGEST_ROWS: Final = 500
+
+
+class Band(NamedTuple):
+    """How often a trajectory is to be drawn on average: below `least` ingest waits, above `most` sampling does."""
+
+    least: float
+    most: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a deployment chose."""
+    """What a deployment chose.
+
+    Raises:
+        ValueError: the band is empty: sampling and ingest would wait for one another.
+    """
 
     groups: int  # G
     min_size: int
-    samples_per_insert: float
+    samples_per_insert: float  # the most of the band
     max_staleness: int  # D, in versions
+    least_samples_per_insert: float = 0.0  # 0: ingest never waits
+    trajectories: int = 0  # K
+    needs_online: bool = False  # on_empty=block: no batch while no prompt has answers of the newest version
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_samples_per_insert <= self.samples_per_insert:
+            raise ValueError(
+                "expected 0 <= least <= most samples per insert,"
+                f" got {self.least_samples_per_insert:g} and {self.samples_per_insert:g}"
+            )
+
+    @property
+    def slack(self) -> float:
+        """Draws that the learner may owe before ingest waits: a batch, and what one transaction may bring."""
+        return self.groups * self.trajectories + self.least_samples_per_insert * INGEST_ROWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +69,7 @@ class Stock:
     inserts: int
     samples: int
     ready: int  # prompts that can be drawn
+    online: int = 0  # prompts that can be drawn with what the newest version said
     stocked: int  # prompts that could be drawn if nothing grew stale
     trainable: int  # prompts of active tasks: a run of fewer than G makes batches of those it has
     batches_in_flight: int
@@ -55,9 +87,23 @@ def blocked(limits: Limits, stock: Stock) -> Reason | None:
         return "min_size"
     if stock.ready < needed:
         return "stale" if stock.stocked >= needed else "not_ready"
+    if limits.needs_online and stock.online == 0:
+        return "not_ready"
     if stock.samples > limits.samples_per_insert * stock.inserts:
         return "ratio"
     return None
+
+
+def holds_ingest(limits: Limits, reason: Reason | None, *, inserts: int, samples: int, holds: bool) -> bool:
+    """Return whether what comes must wait on the wire, given whether it does now (`holds`).
+
+    The learner owes `least * inserts - samples` draws. Above the slack ingest waits, until half of that is paid. It
+    never waits while a batch is held back for want of data: no draw would ever pay.
+    """
+    owed = limits.least_samples_per_insert * inserts - samples
+    if limits.least_samples_per_insert == 0 or (reason is not None and reason != "in_flight"):
+        return False
+    return owed > (limits.slack / 2 if holds else limits.slack)
 
 
 def feed_credits(

@@ -10,16 +10,15 @@ from sqlalchemy import BigInteger, Connection, Integer, Row, SmallInteger, Text,
 from sqlalchemy.dialects.postgresql import insert
 
 from services.buffer.arrays import any_of, table_of
-from services.buffer.tables import evaluation_requests, issues, prompts, tasks
-from tba_common.messages import Prompt
-from tba_common.tasks import Task
-
-Purpose = Literal["train", "eval"]
+from services.buffer.request_tables import evaluation_requests
+from services.buffer.tables import issues, prompts, tasks
+from tba_common.messages import Prompt, Purpose
+from tba_common.tasks import TEXT, Combination, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """An order in flight."""
+    """An order in flight. A grading has prompt 0, and task 0 where it names none."""
 
     issue_id: int
     task_id: int
@@ -29,6 +28,7 @@ class Issue:
     completions: int
     attempt: int
     partition: int
+    request_id: int | None = None  # of a grading or a re-scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,18 @@ def count_trainable(connection: Connection, task_ids: Collection[int], limit: in
     return int(connection.execute(select(func.count()).select_from(found.limit(limit).subquery())).scalar_one())
 
 
-def load_in_flight(connection: Connection, run_id: str) -> list[Issue]:
+def load_in_flight(connection: Connection, run_id: str, purposes: Collection[Purpose]) -> list[Issue]:
     """Return the orders that are not settled, oldest first."""
-    query = select(issues).where(issues.c.run_id == run_id, issues.c.state == "in_flight").order_by(issues.c.issue_id)
-    return [_issue(row) for row in connection.execute(query)]
+    query = select(issues).where(
+        issues.c.run_id == run_id, issues.c.state == "in_flight", issues.c.purpose.in_(purposes)
+    )
+    return [_issue(row) for row in connection.execute(query.order_by(issues.c.issue_id))]
+
+
+def find_issues(connection: Connection, issue_ids: Collection[int]) -> list[Issue]:
+    """Return orders by id."""
+    query = select(issues).where(issues.c.issue_id == any_of(issue_ids))
+    return [_issue(row) for row in connection.execute(query.order_by(issues.c.issue_id))]
 
 
 def next_prompts(connection: Connection, task_id: int, busy: Collection[int], limit: int) -> list[PromptText]:
@@ -159,12 +167,18 @@ def find_texts(connection: Connection, prompt_ids: Collection[int]) -> dict[int,
     return {prompt.prompt_id: prompt for prompt in _texts(connection.execute(query))}
 
 
-def message_of(run_id: str, issue: Issue, prompt: PromptText, task: Task) -> Prompt:
-    """Return the message that orders `issue`. Evaluation is sampled as its task says, without exploration."""
-    sampling = task.sampling
+def message_of(run_id: str, issue: Issue, prompt: PromptText, task: Task, given: Sequence[str] = ()) -> Prompt:
+    """Return the message that orders `issue`, with the answers where they are `given`.
+
+    Evaluation is sampled as its task says, without exploration; it is judged by its own terms, summed, if it has any.
+    """
+    sampling, reward, combination = task.sampling, task.reward, task.combination
     if issue.purpose == "eval":
-        asked = task.evaluation.model_dump()
-        sampling = sampling.model_copy(update={**asked, "top_p": 1.0, "exploration": None})
+        how = task.evaluation
+        asked = {"completions": how.completions, "temperature": how.temperature, "top_p": 1.0, "exploration": None}
+        sampling = sampling.model_copy(update=asked)
+        if how.reward is not None:
+            reward, combination = how.reward, Combination()
     return Prompt(
         run_id=run_id,
         issue_id=issue.issue_id,
@@ -173,12 +187,15 @@ def message_of(run_id: str, issue: Issue, prompt: PromptText, task: Task) -> Pro
         prompt_id=issue.prompt_id,
         purpose=issue.purpose,
         policy_version=issue.policy_version,
-        text=prompt.text,
+        text=task.template.replace(TEXT, prompt.text),
+        system=task.system,
         reference=prompt.reference,
         metadata=prompt.metadata,
         prompt_format=task.prompt_format,
         sampling=sampling,
-        reward=task.reward,
+        reward=reward,
+        combination=combination,
+        given=tuple(given),
     )
 
 
@@ -189,11 +206,12 @@ def _texts(rows: Iterable[Row[Any]]) -> list[PromptText]:
 def _issue(row: Row[Any]) -> Issue:
     return Issue(
         row.issue_id,
-        row.task_id,
-        row.prompt_id,
+        row.task_id or 0,
+        row.prompt_id or 0,
         row.purpose,
         row.policy_version,
         row.completions,
         row.attempt,
         row.partition,
+        row.request_id,
     )

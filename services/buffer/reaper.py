@@ -15,7 +15,7 @@ from sqlalchemy import delete, exists, select, update
 from services.buffer.arrays import any_of
 from services.buffer.lease import Lease
 from services.buffer.state_tables import sampler_state
-from services.buffer.tables import draws, runs, trajectories
+from services.buffer.tables import draws, payloads, runs, trajectories
 
 _EVERY_SECONDS: Final = 2.0
 _AT_ONCE: Final = 2_000
@@ -59,9 +59,12 @@ class Reaper:
             draws.c.run_id == self._run_id,
             draws.c.batch_id > covered,
         )
-        gone = delete(trajectories).where(trajectories.c.trajectory_id == any_of(trajectory_ids), ~needed)
+        mine = trajectories.c.run_id == self._run_id, trajectories.c.trajectory_id == any_of(trajectory_ids)
+        gone = delete(trajectories).where(*mine, ~needed).returning(trajectories.c.trajectory_id)
         with self._lease.transaction() as connection:
-            deleted = set(connection.execute(gone.returning(trajectories.c.trajectory_id)).scalars())
+            deleted = set(connection.execute(gone).scalars())
+            theirs = payloads.c.run_id == self._run_id, payloads.c.trajectory_id == any_of(deleted)
+            connection.execute(delete(payloads).where(*theirs))
             count = update(sampler_state).where(sampler_state.c.run_id == self._run_id)
             connection.execute(count.values(evicted=sampler_state.c.evicted + len(deleted)))
         return deleted

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from sqlalchemy import Connection, Integer, cast, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from services.buffer.tables import batches, dead_letters, evaluation_requests, runs, steps, tasks, versions
+from services.buffer.request_tables import evaluation_requests
+from services.buffer.tables import batches, dead_letters, runs, steps, tasks, versions
 from tba_common.messages import DeadLetter, Resumed, Step, Weights
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 
-import numpy as np
-from sqlalchemy import Connection, func, select
-from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects.postgresql import insert
 
 from services.buffer.deck import Deck
-from services.buffer.index import ROW, Index
+from services.buffer.index import Index
 from services.buffer.pacing import Backlog
+from services.buffer.rebuild import rebuild
 from services.buffer.sampling import Decks, Law, Sampler
 from services.buffer.settings import BufferSettings
 from services.buffer.state_tables import decks, input_offsets, sampler_state
-from services.buffer.tables import draws, runs, trajectories, versions
+from services.buffer.tables import runs, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ def restore(connection: Connection, settings: BufferSettings) -> Restored:
         capacity=settings.capacity_per_prompt,
         fewest=settings.min_trajectories_per_group,
         max_staleness=settings.max_staleness_versions,
+        recency=settings.recency_versions,
     )
     law = Law(
         seed=seed_of(run_id),
@@ -54,11 +55,13 @@ def restore(connection: Connection, settings: BufferSettings) -> Restored:
         trajectories=settings.trajectories_per_group,
         most_on_policy_probability=settings.most_on_policy_probability,
         inverse_temperature=settings.inverse_temperature,
+        all_independent=settings.sampling_law == "tba",
+        prompt_priority=settings.prompt_priority,
     )
     index.advance(state.version)
-    evicted = load_index(connection, run_id, index)
+    evicted, backlog = rebuild(connection, run_id, index)
     sampler = Sampler(index, load_decks(connection, run_id), law)
-    return Restored(state, sampler, load_backlog(connection, run_id, index.oldest), evicted)
+    return Restored(state, sampler, backlog, evicted)
 
 
 def seed_of(run_id: str) -> int:
@@ -99,43 +102,3 @@ def load_decks(connection: Connection, run_id: str) -> Decks:
         online=Deck("online", seed, dealt["online"], counts.online_floor),
         offline=Deck("offline", seed, dealt["offline"], counts.offline_floor),
     )
-
-
-def load_index(connection: Connection, run_id: str, index: Index) -> list[int]:
-    """Fill the index; return the ids of stored trajectories that do not fit into it."""
-    by_age = trajectories.c.policy_version, trajectories.c.trajectory_id
-    query = (
-        select(
-            trajectories.c.prompt_id,
-            func.min(trajectories.c.task_id).label("task_id"),
-            *(func.array_agg(aggregate_order_by(c, *by_age)).label(c.name) for c in (*by_age, trajectories.c.reward)),
-        )
-        .where(trajectories.c.run_id == run_id)
-        .group_by(trajectories.c.prompt_id)
-    )
-    evicted: list[int] = []
-    for prompt in connection.execute(query.execution_options(yield_per=1_000)):
-        rows = np.empty(len(prompt.trajectory_id), dtype=ROW)
-        rows["version"], rows["trajectory_id"], rows["reward"] = (
-            prompt.policy_version,
-            prompt.trajectory_id,
-            prompt.reward,
-        )
-        evicted += index.apply(prompt.prompt_id, prompt.task_id, rows)
-    return evicted
-
-
-def load_backlog(connection: Connection, run_id: str, oldest_version: int) -> Backlog:
-    """Return the groups none of whose trajectories was ever drawn, if they are not too old."""
-    query = (
-        select(trajectories.c.prompt_id, func.max(trajectories.c.policy_version).label("version"))
-        .outerjoin(draws, draws.c.trajectory_id == trajectories.c.trajectory_id)
-        .where(trajectories.c.run_id == run_id, trajectories.c.policy_version >= oldest_version)
-        .group_by(trajectories.c.prompt_id, trajectories.c.issue_id)
-        .having(func.count(draws.c.trajectory_id) == 0)
-        .order_by(trajectories.c.issue_id)
-    )
-    backlog = Backlog()
-    for row in connection.execute(query):
-        backlog.arrived(row.prompt_id, row.version)
-    return backlog

@@ -1,4 +1,4 @@
-"""The sampling law: which trajectories make a batch, and how probable each draw was (research/buffer.md 2).
+"""The sampling law: which trajectories make a batch, and how probable each draw was (docs/sampling.md).
 
 A group comes from the online deck with probability m, uniformly over what the newest version said; else from the
 offline deck, by softmax of reward over everything eligible. Trajectories of a group are drawn without replacement
@@ -7,17 +7,19 @@ as the K largest of beta*r + Gumbel, which is the Plackett-Luce law. Pure: (inde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 
 from services.buffer.deck import Deck
 from services.buffer.index import Index, Rows
+from services.buffer.picking import Picks, pick_groups
+from services.buffer.priority import Priority, PriorityOrder, prompt_weights
 
 Kind = Literal["online", "offline", "fallback"]
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Indices = np.ndarray[Any, np.dtype[np.intp]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +31,8 @@ class Law:
     trajectories: int  # K
     most_on_policy_probability: float  # m
     inverse_temperature: float  # beta of the sampler, not of the objective
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Picks:
-    """K positions in a prompt's rows, in the order drawn, with what corrects for their probability.
-
-    `kappa` is the (K+1)-th largest key: with q_i = 1 - exp(-exp(w_i - kappa)), sum f_i p_i / q_i over the group is
-    unbiased for sum p_i f_i over the prompt (Kool et al. 2019). It is -inf when everything was drawn.
-    """
-
-    positions: Indices  # [K]
-    draw_logprobs: Floats  # [K] given the draws before
-    marginal_logprobs: Floats  # [K] of a single draw
-    kappa: float
-    log_normalizer: float  # logsumexp of all weights
+    all_independent: bool = False  # law=tba: a prompt with fewer than K trajectories draws all K with replacement
+    prompt_priority: Priority = "none"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,11 +45,12 @@ class GroupDraw:
     rows: Rows  # [K], in the order drawn
     picks: Picks
     available: int  # distinct trajectories there were to draw from (n); below K some repeat
+    prompt_logprob: float | None = None  # of the prompt, given those before it in the batch; None: dealt from a deck
 
     @property
     def distinct(self) -> int:
         """How many different trajectories the group holds: fewer than K shrink the variance estimate."""
-        return min(self.available, len(self.rows))
+        return len(set(self.rows["trajectory_id"].tolist()))
 
 
 class Decks:
@@ -68,21 +58,25 @@ class Decks:
 
     def __init__(self, online: Deck, offline: Deck) -> None:
         self.online, self.offline = online, offline
-        self._seen = -1
 
     def update(self, index: Index) -> None:
         """Make the decks hold what is ready in the index."""
-        if index.changes != self._seen:
-            self._seen = index.changes
-            self.online.update(index.online_ready)
-            self.offline.update(index.ready)
+        touched = index.take_changes()
+        self.online.update(index.online_ready, touched)
+        self.offline.update(index.ready, touched)
 
     def of(self, kind: Kind) -> Deck:
         """Return the deck that a group of this kind was dealt from."""
         return self.online if kind == "online" else self.offline
 
 
-@dataclass(frozen=True, slots=True)
+class Draws(Protocol):
+    """What draws batches by the law: the index in memory (Sampler), or PostgreSQL itself (sql_sampler.py)."""
+
+    def draw(self, batch_id: int) -> Sequence[GroupDraw]: ...
+
+
+@dataclass(frozen=True)
 class Sampler:
     """The law applied to one run's index and decks."""
 
@@ -96,59 +90,72 @@ class Sampler:
         Raises:
             ValueError: no prompt is ready.
         """
+        law = self.law
         self.decks.update(self.index)
-        rng = np.random.Generator(np.random.Philox(key=np.array([self.law.seed, batch_id], dtype=np.uint64)))
-        on_policy = rng.random(self.law.groups) < self.law.most_on_policy_probability
-        taken: set[int] = set()
-        return tuple(self._group(rng, *_deal(self.decks, taken, wants_online=bool(online))) for online in on_policy)
-
-    def _group(self, rng: np.random.Generator, prompt_id: int, kind: Kind) -> GroupDraw:
-        rows = self.index.online(prompt_id) if kind == "online" else self.index.eligible(prompt_id)
-        inverse_temperature = 0.0 if kind == "online" else self.law.inverse_temperature
-        log_weights = inverse_temperature * rows["reward"].astype(np.float64)
-        picks = pick(rng, log_weights, rows["trajectory_id"], self.law.trajectories)
-        task_id = self.index.task_of(prompt_id)
-        return GroupDraw(prompt_id, task_id, kind, rows[picks.positions], picks, len(rows))
-
-
-def _deal(decks: Decks, taken: set[int], *, wants_online: bool) -> tuple[int, Kind]:
-    """Choose a prompt that is not in the batch yet; a prompt comes twice only when every ready one is in it."""
-    kind: Kind = "online" if wants_online else "offline"
-    prompt_id = decks.of(kind).deal(taken)
-    if prompt_id is None and wants_online:
-        kind = "fallback"
-        prompt_id = decks.offline.deal(taken)
-    if prompt_id is None:
-        taken.clear()
-        prompt_id = decks.offline.deal(taken)
-    if prompt_id is None:
-        raise ValueError("a batch was drawn although no prompt is ready")
-    taken.add(prompt_id)
-    return prompt_id, kind
+        rng = np.random.Generator(np.random.Philox(key=np.array([law.seed, batch_id], dtype=np.uint64)))
+        dealing = Dealing(self, batch_id)
+        on_policy = rng.random(law.groups) < law.most_on_policy_probability
+        dealt = [dealing.next(wants_online=bool(online)) for online in on_policy]
+        rows = [
+            self.index.online(d.prompt_id) if d.kind == "online" else self.index.eligible(d.prompt_id) for d in dealt
+        ]
+        betas = [0.0 if d.kind == "online" else law.inverse_temperature for d in dealt]
+        log_weights = [beta * r["reward"].astype(np.float64) for beta, r in zip(betas, rows, strict=True)]
+        ids = [r["trajectory_id"] for r in rows]
+        picked = pick_groups(rng, log_weights, ids, law.trajectories, all_independent=law.all_independent)
+        return tuple(
+            GroupDraw(d.prompt_id, self.index.task_of(d.prompt_id), d.kind, r[p.positions], p, len(r), d.prompt_logprob)
+            for d, r, p in zip(dealt, rows, picked, strict=True)
+        )
 
 
-def pick(rng: np.random.Generator, log_weights: Floats, ids: Rows, count: int) -> Picks:
-    """Draw `count` of n positions with probability proportional to exp(log_weights).
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """A prompt for the next group of a batch."""
 
-    n >= count: without replacement. n < count: all n once, the rest independently with replacement.
-    Keys stay logarithms, so no inverse temperature over- or underflows; ties break by id.
-    """
-    keys = log_weights + rng.gumbel(size=len(log_weights))
-    order = np.lexsort((ids, -keys))
-    # Log of the weight that is left before each draw: the tail sums of the weights in the order drawn.
-    remaining = np.logaddexp.accumulate(log_weights[order][::-1])[::-1]
-    log_normalizer = float(remaining[0])
-    marginals = log_weights - log_normalizer
-    positions, draw_logprobs = order[:count], (log_weights[order] - remaining)[:count]
-    if missing := count - len(positions):
-        repeats = rng.choice(len(log_weights), size=missing, p=_probabilities(marginals))
-        positions = np.concatenate([positions, repeats])
-        draw_logprobs = np.concatenate([draw_logprobs, marginals[repeats]])
-    kappa = float(keys[order[count]]) if len(order) > count else -np.inf
-    return Picks(positions, draw_logprobs, marginals[positions], kappa, log_normalizer)
+    prompt_id: int
+    kind: Kind
+    prompt_logprob: float | None = None
 
 
-def _probabilities(log_probabilities: Floats) -> Floats:
-    probabilities: Floats = np.exp(log_probabilities)
-    probabilities /= probabilities.sum()
-    return probabilities
+class Dealing:
+    """Chooses the prompts of one batch; one comes twice only when every ready prompt is in the batch."""
+
+    def __init__(self, sampler: Sampler, batch_id: int) -> None:
+        self._sampler, self._batch_id = sampler, batch_id
+        self._taken: set[int] = set()
+
+    def next(self, *, wants_online: bool) -> Dealt:
+        """Choose a prompt that is not in the batch yet.
+
+        Raises:
+            ValueError: no prompt is ready.
+        """
+        dealt = self._online() if wants_online else self._offline("offline")
+        dealt = dealt or self._offline("fallback" if wants_online else "offline")
+        if dealt is None:
+            self._taken.clear()
+            dealt = self._offline("fallback" if wants_online else "offline")
+        if dealt is None:
+            raise ValueError("a batch was drawn although no prompt is ready")
+        self._taken.add(dealt.prompt_id)
+        return dealt
+
+    def _online(self) -> Dealt | None:
+        prompt_id = self._sampler.decks.online.deal(self._taken)
+        return None if prompt_id is None else Dealt(prompt_id, "online")
+
+    def _offline(self, kind: Kind) -> Dealt | None:
+        if self._sampler.law.prompt_priority == "none":
+            prompt_id = self._sampler.decks.offline.deal(self._taken)
+            return None if prompt_id is None else Dealt(prompt_id, kind)
+        chosen = self._priority_order.next(self._taken)
+        return None if chosen is None else Dealt(chosen[0], kind, chosen[1])
+
+    @cached_property
+    def _priority_order(self) -> PriorityOrder:
+        index, law = self._sampler.index, self._sampler.law
+        prompts = index.about(list(index.ready))
+        weights = prompt_weights(prompts, law.prompt_priority, newest=index.newest, max_staleness=index.max_staleness)
+        key = np.random.Philox(key=np.array([law.seed, self._batch_id], dtype=np.uint64)).jumped().random_raw()
+        return PriorityOrder(prompts, weights, int(key), 2 * law.groups)

@@ -12,49 +12,45 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from sqlalchemy import create_engine
 
 from services.buffer.dispatch import Dispatcher
+from services.buffer.errands import Errands
 from services.buffer.feed import Feed
-from services.buffer.inbox import TOPICS
+from services.buffer.inbox import CONTROL, Inbox, Source, gather
 from services.buffer.ingest import Commit, Rejects, ingest, versions_in
+from services.buffer.intake import Intake
 from services.buffer.lease import Lease
-from services.buffer.limiter import REASONS, Limits, feed_credits
+from services.buffer.limiter import REASONS, Limits, feed_credits, holds_ingest
 from services.buffer.migrations import SchemaError, require_head
+from services.buffer.payload_cache import PayloadCache
 from services.buffer.reaper import Reaper
 from services.buffer.restore import ensure_run, restore
 from services.buffer.settings import BufferSettings
 from services.buffer.status import PerMinute, Status, merged, save_status
 from tba_common import metrics, topics
 from tba_common.delivery import DeadLetters
-from tba_common.kafka import Producer, Reader, Record
+from tba_common.kafka import Producer, Reader
 from tba_common.lifecycle import Lifecycle
 from tba_common.messages import Group, Message, Prompt
 
 _POLL_SECONDS: Final = 0.05
-_POLL_RECORDS: Final = 64  # about a thousand trajectories in a transaction
+_CACHE_BYTES: Final = 256 << 20
 _STATUS_SECONDS: Final = 1.0
 _STANDBY_SECONDS: Final = 0.5
 
 log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
-    """Where records come from: tba_common.kafka.Reader."""
-
-    @property
-    def logs_lost(self) -> int: ...
-
-    def poll(self, timeout_seconds: float, limit: int | None = None) -> list[Record]: ...
-
-
 class Sink(Protocol):
     """Where messages go: tba_common.kafka.Producer."""
 
     def send(self, topic: str, message: Message, *, key: str | None = None, partition: int | None = None) -> None: ...
+
+    def send_bytes(self, topic: str, schema: str, body: bytes, *, partition: int | None = None) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -78,9 +74,12 @@ class Buffer:
         self.offsets = run.state.offsets
         self._steps_per_version, self._inserts = run.state.steps_per_version, run.state.inserts
         self._index, self._backlog = run.sampler.index, run.backlog
+        self._cache = PayloadCache(_CACHE_BYTES)
+        self._holds_ingest = False
         self._reaper = Reaper(lease, self._run_id, run.evicted)
         patience = settings.reissue_seconds
         self._feed = Feed(lease, self._run_id, self._send_prompt, reissue_seconds=patience, groups=self._limits.groups)
+        self._errands = Errands(lease, self._run_id, sink, self._feed, reissue_seconds=patience)
         self._dispatcher = Dispatcher(
             lease,
             self._run_id,
@@ -89,6 +88,7 @@ class Buffer:
             limits=self._limits,
             backlog=run.backlog,
             samples=run.state.samples,
+            cache=self._cache,
             resend_seconds=patience,
         )
         self._arrivals, self._steps = PerMinute(), PerMinute()
@@ -97,6 +97,7 @@ class Buffer:
         self._logs_lost = 0
         now = clock()
         self._feed.load(now)
+        self._errands.load(now)
         self._dispatcher.load(now)
         log.info("buffer loaded", extra={"trajectories": self._index.size, "policy_version": run.state.version})
 
@@ -107,27 +108,40 @@ class Buffer:
             LeaseLostError: another process took over.
             TooManyBad: most of what comes is at fault; it is not committed.
         """
-        records = source.poll(_POLL_SECONDS, _POLL_RECORDS)
+        self._brake(source)
+        inbox = gather(source, self._clock, wait_seconds=_POLL_SECONDS)
         now = self._clock()
-        if records:
-            self._take_in(records, now)
+        if inbox.offsets:
+            self._take_in(inbox, now)
         if source.logs_lost != self._logs_lost:
             self._logs_lost = source.logs_lost
             self._send_again()
         self._index.activate(self._feed.active)
         self._dispatcher.turn(now, inserts=self._inserts, trainable=self._feed.trainable, tasks=self._feed.tasks)
         self._count("expired", self._feed.turn(now, self._credits()))
+        self._errands.turn(now, self._feed.tasks)
         self._reaper.turn(now)
         if now - self._said_at >= _STATUS_SECONDS:
             self._said_at = now
             self._say(now)
 
-    def _take_in(self, records: Sequence[Record], now: float) -> None:
+    def _brake(self, source: Source) -> None:
+        """Let what comes wait on the wire while the learner owes too many draws."""
+        self._holds_ingest = holds_ingest(
+            self._limits,
+            self._dispatcher.reason,
+            inserts=self._inserts,
+            samples=self._dispatcher.samples,
+            holds=self._holds_ingest,
+        )
+        source.hold(self._holds_ingest)
+
+    def _take_in(self, inbox: Inbox, now: float) -> None:
         with metrics.BUFFER_INGEST_SECONDS.time():
             commit = ingest(
                 self._lease,
                 self._run_id,
-                records,
+                inbox,
                 version=self._index.version,
                 max_staleness=self._settings.max_staleness_versions,
                 rejects=self._rejects,
@@ -135,6 +149,7 @@ class Buffer:
         self._follow(commit)
         refused = {o.order.issue_id for o, _ in commit.settled if o.dead_lettered == o.order.completions}
         self._feed.settled((settlement.issue_id for _, settlement in commit.settled), now, refused=refused)
+        self._errands.settled(commit.judged, now)
         self._dispatcher.reported(commit.reports, now)
         self._arrivals.add(now, commit.inserts)
         self._steps.add(now, len(commit.reports))
@@ -143,10 +158,12 @@ class Buffer:
         """A broker that lost what we read from it lost what we sent to it too: no deadline need be waited for."""
         log.warning("the broker lost its logs: sending again what is in flight")
         self._feed.lost()
+        self._errands.lost()
         self._dispatcher.lost()
 
     def _follow(self, commit: Commit) -> None:
         """Bring the index and the counters up to what was committed."""
+        self._cache.put(commit.payloads)
         for group in commit.groups:
             self._reaper.spare(group.rows["trajectory_id"].tolist())
             self._reaper.evict(self._index.apply(group.prompt_id, group.task_id, group.rows))
@@ -206,6 +223,8 @@ class Buffer:
             steps_per_minute=self._steps.total(now),
             redelivered=self._outcomes["redelivered"],
             epoch=self._lease.epoch,
+            groups_per_batch=self._limits.groups,
+            samples_per_insert=self._limits.samples_per_insert,
         )
         with self._lease.transaction() as connection:
             save_status(connection, self._run_id, status)
@@ -220,8 +239,11 @@ def _limits(settings: BufferSettings) -> Limits:
     return Limits(
         groups=settings.groups_per_batch,
         min_size=settings.min_size,
-        samples_per_insert=settings.samples_per_insert,
+        trajectories=settings.trajectories_per_group,
+        samples_per_insert=settings.samples_per_insert.most,
+        least_samples_per_insert=settings.samples_per_insert.least,
         max_staleness=settings.max_staleness_versions,
+        needs_online=settings.on_empty == "block" and settings.most_on_policy_probability > 0,
     )
 
 
@@ -259,10 +281,14 @@ def _wait_for(lease: Lease, life: Lifecycle) -> bool:
 
 
 def _work(settings: BufferSettings, lease: Lease, life: Lifecycle) -> None:
-    producer = Producer(settings.kafka_servers, settings.run_id)
+    producer = Producer(settings.brokers, settings.run_id)
     rejects = DeadLetters(producer, settings.run_id, "tba-buffer")
     buffer = Buffer(settings, lease, producer, rejects)
-    reader = Reader(settings.kafka_servers, settings.run_id, [topic.name for topic in TOPICS], buffer.offsets)
+    arrivals, control = (
+        Reader(settings.brokers, settings.run_id, [topic.name for topic in names], buffer.offsets)
+        for names in ((topics.TRAJECTORIES,), CONTROL)
+    )
+    reader = Intake(arrivals, control)
     while not life.stop.is_set():
         buffer.step(reader)
         life.beat()

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from services.buffer.limiter import Band
+from services.buffer.priority import Priority
 from tba_common.settings import ServiceSettings
+
+
+def _band(value: object) -> object:
+    """Read `most` or `least:most`."""
+    if isinstance(value, int | float):
+        return Band(0.0, float(value))
+    if not isinstance(value, str):
+        return value
+    try:
+        least, most = map(float, f"0:{value}".split(":")[-2:])
+    except ValueError:
+        raise ValueError(f"expected a number, or two as least:most, got {value!r}") from None
+    return Band(least, most)
 
 
 class BufferSettings(ServiceSettings):
@@ -47,6 +62,27 @@ class BufferSettings(ServiceSettings):
         description="chance of a group to come from the newest version (m); at 0 the newest waits its turn among all "
         "that is stored, at 1 nothing is replayed",
     )
+    recency_versions: int = Field(
+        default=1,
+        ge=1,
+        description="newest versions that count as on-policy (W); too wide and the freshest groups are no fresher than "
+        "replay",
+    )
+    on_empty: Literal["offline", "block"] = Field(
+        default="offline",
+        description="what a group that is to be on-policy does when no prompt has answers of the newest version: take "
+        "a replayed one, or wait; waiting idles the learner for as long as generators take to load a version",
+    )
+    prompt_priority: Priority = Field(
+        default="none",
+        description="which prompts are replayed first: all in turn, those whose rewards differ most (spread), or those "
+        "answered last (recency); any but none may starve what it thinks little of tenfold",
+    )
+    sampling_law: Literal["exact", "tba"] = Field(
+        default="exact",
+        description="tba: a prompt with fewer trajectories than a group needs draws all of them with replacement, as "
+        "the published code does, so that some may be missing",
+    )
     inverse_temperature: float = Field(
         default=1.0,
         ge=0,
@@ -69,10 +105,10 @@ class BufferSettings(ServiceSettings):
         ge=0,
         description="trajectories to take in before the first batch; too low overfits the first few, too high idles",
     )
-    samples_per_insert: float = Field(
-        default=8.0,
-        gt=0,
-        description="most times a trajectory may be drawn on average; too high overfits, too low starves the learner",
+    samples_per_insert: Annotated[Band, NoDecode, BeforeValidator(_band)] = Field(
+        default=Band(0.0, 8.0),
+        description="most times a trajectory may be drawn on average, or least:most; too high a most overfits, too low "
+        "starves the learner; with a least above 0 generators wait for a slow learner",
     )
     reissue_seconds: float = Field(
         default=60.0,
@@ -88,5 +124,11 @@ class BufferSettings(ServiceSettings):
             raise ValueError(
                 "expected TBA_MIN_TRAJECTORIES_PER_GROUP <= TBA_TRAJECTORIES_PER_GROUP <= TBA_CAPACITY_PER_PROMPT,"
                 f" got {kmin}, {k}, {c}"
+            )
+        least, most = self.samples_per_insert
+        if not 0 <= least <= most or most == 0:
+            raise ValueError(
+                f"expected 0 <= least <= most and most > 0 in TBA_SAMPLES_PER_INSERT, got {least:g}:{most:g}:"
+                " sampling and ingest would wait for one another"
             )
         return self

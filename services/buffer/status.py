@@ -36,6 +36,8 @@ class Status:
     steps_per_minute: int
     redelivered: int  # orders that were answered twice, since the start
     epoch: int  # of the lease
+    groups_per_batch: int
+    samples_per_insert: float
 
 
 def save_status(connection: Connection, run_id: str, status: Status) -> None:

@@ -6,36 +6,58 @@ start of a transaction still holds at its end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
-from uuid import UUID
 
+import numpy as np
 import psycopg
 from sqlalchemy import (
     BigInteger,
+    Column,
     Connection,
+    Double,
     Integer,
     LargeBinary,
     SmallInteger,
     Text,
-    Uuid,
     func,
     literal,
-    literal_column,
     select,
+    text,
     update,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, REAL, insert
 
 from services.buffer.arrays import any_of, table_of
-from services.buffer.arrivals import Order, Outcome, Row
+from services.buffer.arrivals import Key, Order, Outcome, Row
 from services.buffer.state_tables import input_offsets, sampler_state
-from services.buffer.tables import evaluations, issues, payloads, prompts, trajectories
+from services.buffer.tables import evaluations, issues, payloads, prompts
 
-#: What a second arrival of the same tokens brings up to date, if its version is not older.
-_REFRESHED: Final = ("policy_version", "reward", "temperature", "top_p", "finish_reason", "scores")
+# What a second arrival of the same tokens brings up to date, if its version is not older.
+_UPSERT: Final = text("""
+    INSERT INTO trajectories (run_id, trajectory_id, task_id, prompt_id, issue_id, fingerprint, policy_version, reward,
+        tokens, temperature, top_p, finish_reason, scores, spans)
+    SELECT :run_id, trajectory_id, task_id, prompt_id, issue_id, fingerprint, policy_version, reward,
+        tokens, temperature, top_p, finish_reason, scores, nullif(spans, 'null')
+    FROM ROWS FROM (
+        unnest(CAST(:trajectory_ids AS bigint[])), unnest(CAST(:task_ids AS bigint[])),
+        unnest(CAST(:prompt_ids AS bigint[])), unnest(CAST(:issue_ids AS bigint[])),
+        unnest(CAST(:fingerprints AS uuid[])), unnest(CAST(:policy_versions AS int[])),
+        unnest(CAST(:rewards AS real[])), unnest(CAST(:lengths AS int[])),
+        unnest(CAST(:temperatures AS real[])), unnest(CAST(:top_ps AS real[])),
+        unnest(CAST(:finish_reasons AS text[])), jsonb_array_elements(CAST(:scores AS jsonb)),
+        jsonb_array_elements(CAST(:spans AS jsonb))
+    ) AS given (trajectory_id, task_id, prompt_id, issue_id, fingerprint, policy_version, reward,
+        tokens, temperature, top_p, finish_reason, scores, spans)
+    ON CONFLICT (prompt_id, fingerprint, run_id) DO UPDATE SET policy_version = excluded.policy_version,
+        reward = excluded.reward, temperature = excluded.temperature, top_p = excluded.top_p,
+        finish_reason = excluded.finish_reason, scores = excluded.scores, spans = excluded.spans
+    WHERE trajectories.policy_version <= excluded.policy_version
+    RETURNING prompt_id, uuid_send(fingerprint) AS fingerprint, trajectory_id
+""").columns(Column("prompt_id", BigInteger), Column("fingerprint", LargeBinary), Column("trajectory_id", BigInteger))
 _SETTLED: Final = ("stored", "duplicates", "dead_lettered", "expired")
 
 
@@ -72,12 +94,16 @@ def find_orders(connection: Connection, run_id: str, issue_ids: Collection[int])
             prompts.c.token_ids,
         )
         .join(prompts, prompts.c.prompt_id == issues.c.prompt_id)
-        .where(issues.c.run_id == run_id, issues.c.issue_id == any_of(issue_ids))
+        .where(
+            issues.c.run_id == run_id,
+            issues.c.issue_id == any_of(issue_ids),
+            issues.c.purpose.in_(("train", "eval")),  # judged.py settles the others
+        )
     )
     return {row.issue_id: Order(*row) for row in connection.execute(query)} if issue_ids else {}
 
 
-def store_rows(connection: Connection, run_id: str, rows: Sequence[Row]) -> dict[tuple[int, UUID], Stored]:
+def store_rows(connection: Connection, run_id: str, rows: Sequence[Row]) -> dict[Key, Stored]:
     """Insert trajectories or refresh those whose tokens are stored; return the ones that changed, by key.
 
     `rows` hold each key once. A stored trajectory that is newer stays as it is and is not returned. It keeps its
@@ -85,51 +111,54 @@ def store_rows(connection: Connection, run_id: str, rows: Sequence[Row]) -> dict
     """
     if not rows:
         return {}
-    given = table_of(
-        run_id=(Text(), [run_id] * len(rows)),
-        task_id=(BigInteger(), [row.task_id for row in rows]),
-        prompt_id=(BigInteger(), [row.prompt_id for row in rows]),
-        issue_id=(BigInteger(), [row.issue_id for row in rows]),
-        fingerprint=(Uuid(), [row.fingerprint for row in rows]),
-        policy_version=(Integer(), [row.policy_version for row in rows]),
-        reward=(REAL(), [row.reward for row in rows]),
-        tokens=(Integer(), [row.tokens for row in rows]),
-        temperature=(REAL(), [row.temperature for row in rows]),
-        top_p=(REAL(), [row.top_p for row in rows]),
-        finish_reason=(Text(), [row.finish_reason for row in rows]),
-        scores=(Text(), [row.scores for row in rows]),
-    )
-    values = [sql_cast(c, JSONB) if c.name == "scores" else c for c in given.c]
-    statement = insert(trajectories).from_select([c.name for c in given.c], select(*values))
-    upsert = statement.on_conflict_do_update(
-        index_elements=[trajectories.c.prompt_id, trajectories.c.fingerprint],
-        set_={name: statement.excluded[name] for name in _REFRESHED},
-        where=trajectories.c.policy_version <= statement.excluded.policy_version,
-    ).returning(
-        trajectories.c.prompt_id,
-        trajectories.c.fingerprint,
-        trajectories.c.trajectory_id,
-        literal_column("xmax = 0").label("is_new"),  # no row version was there before this one
-    )
-    found = {(r.prompt_id, r.fingerprint): Stored(r.trajectory_id, r.is_new) for r in connection.execute(upsert)}
+    ids = _next_ids(connection, len(rows))
+    given = {
+        "run_id": run_id,
+        "trajectory_ids": _array(ids),
+        "task_ids": _array(row.task_id for row in rows),
+        "prompt_ids": _array(row.prompt_id for row in rows),
+        "issue_ids": _array(row.issue_id for row in rows),
+        "fingerprints": _array(row.fingerprint.hex() for row in rows),
+        "policy_versions": _array(row.policy_version for row in rows),
+        "rewards": _array(row.reward for row in rows),
+        "lengths": _array(row.tokens for row in rows),
+        "temperatures": _array(row.temperature for row in rows),
+        "top_ps": _array(row.top_p for row in rows),
+        "finish_reasons": [row.finish_reason for row in rows],
+        "scores": json.dumps([row.scores for row in rows]),
+        "spans": json.dumps([row.spans or None for row in rows]),
+    }
+    fresh = set(ids)
+    found = {(x, said): Stored(i, i in fresh) for x, said, i in connection.execute(_UPSERT, given)}
     changed = [(row, found[row.key]) for row in rows if row.key in found]
-    _copy_payloads(connection, [(s.trajectory_id, row) for row, s in changed if s.is_new])
-    _refresh_payloads(connection, [(s.trajectory_id, row) for row, s in changed if not s.is_new])
+    _copy_payloads(connection, run_id, [(s.trajectory_id, row) for row, s in changed if s.is_new])
+    _refresh_payloads(connection, run_id, [(s.trajectory_id, row) for row, s in changed if not s.is_new])
     return found
 
 
-def _copy_payloads(connection: Connection, rows: Sequence[tuple[int, Row]]) -> None:
+def _next_ids(connection: Connection, count: int) -> list[int]:
+    """Take ids for new rows. Those of rows that turn out to be stored already are never used."""
+    taken = text("SELECT array_agg(nextval('trajectory_ids')) FROM generate_series(1, :count)")
+    return list(connection.execute(taken, {"count": count}).scalar_one())
+
+
+def _array(values: Iterable[object]) -> str:
+    """Return an array as PostgreSQL writes it, of values that need no quotes: the driver would look at each one."""
+    return f"{{{','.join(map(str, values))}}}"
+
+
+def _copy_payloads(connection: Connection, run_id: str, rows: Sequence[tuple[int, Row]]) -> None:
     if not rows:
         return
     driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    columns = "trajectory_id, token_ids, logprobs, text"
+    columns = "trajectory_id, run_id, token_ids, logprobs, text"
     with driver.cursor() as cursor, cursor.copy(f"COPY payloads ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
-        copy.set_types(["int8", "bytea", "bytea", "text"])
+        copy.set_types(["int8", "text", "bytea", "bytea", "text"])
         for trajectory_id, row in rows:
-            copy.write_row((trajectory_id, row.token_ids, row.logprobs, row.text))
+            copy.write_row((trajectory_id, run_id, row.token_ids, row.logprobs, row.text))
 
 
-def _refresh_payloads(connection: Connection, rows: Sequence[tuple[int, Row]]) -> None:
+def _refresh_payloads(connection: Connection, run_id: str, rows: Sequence[tuple[int, Row]]) -> None:
     if not rows:
         return
     given = table_of(
@@ -137,7 +166,7 @@ def _refresh_payloads(connection: Connection, rows: Sequence[tuple[int, Row]]) -
         logprobs=(LargeBinary(), [row.logprobs for _, row in rows]),
         text=(Text(), [row.text for _, row in rows]),
     )
-    same = payloads.c.trajectory_id == given.c.trajectory_id
+    same = (payloads.c.trajectory_id == given.c.trajectory_id) & (payloads.c.run_id == run_id)
     connection.execute(update(payloads).where(same).values(logprobs=given.c.logprobs, text=given.c.text))
 
 
@@ -152,8 +181,9 @@ def store_evaluations(connection: Connection, run_id: str, rows: Sequence[Row]) 
         prompt_id=(BigInteger(), [row.prompt_id for row in rows]),
         policy_version=(Integer(), [row.policy_version for row in rows]),
         reward=(REAL(), [row.reward for row in rows]),
+        policy_logprob=(Double(), [np.frombuffer(row.logprobs, "<f4").sum(dtype=np.float64) for row in rows]),
         text=(Text(), [row.text for row in rows]),
-        scores=(Text(), [row.scores for row in rows]),
+        scores=(Text(), [json.dumps(row.scores) for row in rows]),
     )
     values = [sql_cast(c, JSONB) if c.name == "scores" else c for c in given.c]
     names = ["run_id", *(c.name for c in given.c)]
@@ -173,9 +203,7 @@ def settle(connection: Connection, settlements: Sequence[Settlement]) -> None:
     connection.execute(update(issues).where(is_open).values(state="settled", settled_at=func.now(), **ended))
 
 
-def settlement_of(
-    outcome: Outcome, first_issue: Mapping[tuple[int, UUID], int], stored: Mapping[tuple[int, UUID], Stored]
-) -> Settlement:
+def settlement_of(outcome: Outcome, first_issue: Mapping[Key, int], stored: Mapping[Key, Stored]) -> Settlement:
     """Count an order's outcome: a key is stored by the first completion that brought it, else it is a duplicate."""
     issue_id = outcome.order.issue_id
     new = sum(

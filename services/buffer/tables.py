@@ -20,6 +20,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Sequence,
     SmallInteger,
     Table,
     Text,
@@ -106,10 +107,11 @@ issues = Table(
     metadata,
     Column("issue_id", BigInteger, Identity(always=True), primary_key=True),
     Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False),
-    Column("task_id", BigInteger, ForeignKey("tasks.task_id"), nullable=False),
-    Column("prompt_id", BigInteger, ForeignKey("prompts.prompt_id"), nullable=False),
+    Column("task_id", BigInteger, ForeignKey("tasks.task_id")),  # null: a grading that names no task
+    Column("prompt_id", BigInteger, ForeignKey("prompts.prompt_id")),  # null: a grading
     Column("purpose", Text, nullable=False),
     Column("policy_version", Integer),  # of an evaluation
+    Column("request_id", BigInteger),  # of a grading or a re-scoring: what asked for it (request_tables.py)
     Column("completions", Integer, nullable=False),
     Column("attempt", SmallInteger, nullable=False, server_default="1"),
     Column("partition", SmallInteger, nullable=False),
@@ -122,7 +124,9 @@ issues = Table(
     Column("dead_lettered", Integer, nullable=False, server_default="0"),
     Column("expired", Integer, nullable=False, server_default="0"),
     CheckConstraint("state IN ('in_flight', 'settled')", name="state"),
-    CheckConstraint("purpose IN ('train', 'eval')", name="purpose"),
+    CheckConstraint("purpose IN ('train', 'eval', 'grade', 'rescore')", name="purpose"),
+    CheckConstraint("purpose = 'grade' OR (task_id IS NOT NULL AND prompt_id IS NOT NULL)", name="has_a_prompt"),
+    CheckConstraint("(purpose IN ('grade', 'rescore')) = (request_id IS NOT NULL)", name="was_asked_for"),
     CheckConstraint(
         "state = 'in_flight' AND stored + duplicates + dead_lettered + expired = 0"
         " OR state = 'settled' AND stored + duplicates + dead_lettered + expired = completions",
@@ -132,14 +136,20 @@ issues = Table(
 Index("ix_issues_in_flight", issues.c.run_id, issues.c.issued_at, postgresql_where=text("state = 'in_flight'"))
 Index("ix_issues_task_id", issues.c.task_id, issues.c.purpose, issues.c.policy_version)
 
+# Given out by the writer, so that a stored row is recognised as new by its id.
+trajectory_ids: Final = Sequence("trajectory_ids", metadata=metadata)
+
+# Both tables of trajectories hold one partition per run: a finished run leaves in no time. A partition is made with
+# the row of `runs` (migrations/versions/0004). They have no foreign keys, which would be looked up once per row:
+# whoever writes has found the order of each row in the same transaction.
 trajectories = Table(
     "trajectories",
     metadata,
-    Column("trajectory_id", BigInteger, Identity(always=True), primary_key=True),
-    Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False),
-    Column("task_id", BigInteger, ForeignKey("tasks.task_id"), nullable=False),
-    Column("prompt_id", BigInteger, ForeignKey("prompts.prompt_id"), nullable=False),
-    Column("issue_id", BigInteger, ForeignKey("issues.issue_id"), nullable=False),
+    Column("trajectory_id", BigInteger, primary_key=True, server_default=trajectory_ids.next_value()),
+    Column("run_id", Text, primary_key=True),
+    Column("task_id", BigInteger, nullable=False),
+    Column("prompt_id", BigInteger, nullable=False),
+    Column("issue_id", BigInteger, nullable=False),
     Column("fingerprint", Uuid, nullable=False),  # blake2b-128 of the little-endian int32 tokens
     Column("policy_version", Integer, nullable=False),
     Column("reward", REAL, nullable=False),
@@ -147,26 +157,37 @@ trajectories = Table(
     Column("temperature", REAL, nullable=False),  # really sampled with
     Column("top_p", REAL, nullable=False),
     Column("finish_reason", Text, nullable=False),
-    Column("scores", JSONB, nullable=False),  # [{scorer, version, value, seconds}]
+    Column("scores", JSONB, nullable=False),  # [{scorer, version, value, seconds, attempts, details}]
+    Column("spans", JSONB),  # [[policy version, tokens], ...] where more than one version wrote it, else null
     _now(),
     CheckConstraint("abs(reward) < 'infinity'::real", name="reward_is_finite"),
+    postgresql_partition_by="LIST (run_id)",
 )
-Index("uq_trajectories_fingerprint", trajectories.c.prompt_id, trajectories.c.fingerprint, unique=True)
-Index("ix_trajectories_run_id", trajectories.c.run_id, trajectories.c.trajectory_id)
+Index(
+    "uq_trajectories_fingerprint",
+    trajectories.c.prompt_id,
+    trajectories.c.fingerprint,
+    trajectories.c.run_id,
+    unique=True,
+)
+Index(
+    "ix_trajectories_newest",
+    trajectories.c.prompt_id,
+    trajectories.c.policy_version.desc(),
+    trajectories.c.trajectory_id.desc(),
+    postgresql_include=["reward"],
+)
 
 # Apart, so that an index rebuild reads narrow rows only.
 payloads = Table(
     "payloads",
     metadata,
-    Column(
-        "trajectory_id",
-        BigInteger,
-        ForeignKey("trajectories.trajectory_id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
+    Column("trajectory_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("run_id", Text, primary_key=True),
     Column("token_ids", LargeBinary, nullable=False),  # int32
     Column("logprobs", LargeBinary, nullable=False),  # float32
     Column("text", Text, nullable=False),
+    postgresql_partition_by="LIST (run_id)",
 )
 
 evaluations = Table(
@@ -179,6 +200,7 @@ evaluations = Table(
     Column("prompt_id", BigInteger, ForeignKey("prompts.prompt_id"), nullable=False),
     Column("policy_version", Integer, nullable=False),
     Column("reward", REAL, nullable=False),
+    Column("policy_logprob", Double),  # summed over the answer's tokens; null where it was not kept
     Column("text", Text, nullable=False),
     Column("scores", JSONB, nullable=False),
     _now(),
@@ -237,23 +259,6 @@ versions = Table(
     _now(),
 )
 
-# Asked for by the API, and by the buffer itself when a version is due; the feed turns them into issues.
-evaluation_requests = Table(
-    "evaluation_requests",
-    metadata,
-    Column("task_id", BigInteger, ForeignKey("tasks.task_id"), primary_key=True),
-    Column("policy_version", Integer, primary_key=True),
-    Column("run_id", Text, ForeignKey("runs.run_id"), nullable=False),
-    Column("issued_at", DateTime(timezone=True)),  # null until every held-out prompt has its issue
-    _now(),
-)
-Index(
-    "ix_evaluation_requests_open",
-    evaluation_requests.c.run_id,
-    evaluation_requests.c.created_at,
-    postgresql_where=text("issued_at IS NULL"),
-)
-
 dead_letters = Table(
     "dead_letters",
     metadata,
@@ -267,16 +272,15 @@ dead_letters = Table(
     Column("offset", BigInteger, nullable=False),
     Column("schema_header", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
+    Column("replay_asked_at", DateTime(timezone=True)),
+    Column("replayed_at", DateTime(timezone=True)),  # sent again: at most once, for a second failure is a new letter
+    Column("replay_fault", Text),  # why it could not be sent again
     _now(),
 )
 
-idempotency_keys = Table(
-    "idempotency_keys",
-    metadata,
-    Column("key", Text, primary_key=True),
-    Column("request", Text, primary_key=True),  # method and path
-    Column("body_sha256", LargeBinary, nullable=False),
-    Column("status", SmallInteger, nullable=False),
-    Column("response", JSONB, nullable=False),
-    _now(),
+Index(
+    "ix_dead_letters_replay",
+    dead_letters.c.run_id,
+    postgresql_where=text("replay_asked_at IS NOT NULL AND replayed_at IS NULL AND replay_fault IS NULL"),
 )
+Index("ix_dead_letters_issue_id", dead_letters.c.issue_id)

@@ -1,4 +1,4 @@
-"""`python -m services.generator worker`: one process that samples completions."""
+"""`python -m services.generator worker`, one process that samples, and `autoscaler`, which says how many there are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from services.generator.autoscaler import Actuator
+    from services.generator.autoscaler_settings import AutoscalerSettings
     from services.generator.engine import Engine
     from services.generator.settings import GeneratorSettings
     from services.generator.worker import Worker
@@ -18,8 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m services.generator", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("worker", help="take prompts, sample their completions, send them to the scorers")
-    parser.parse_args()
-    run_worker()
+    commands.add_parser("autoscaler", help="keep as many workers as the learner needs")
+    {"worker": run_worker, "autoscaler": run_autoscaler}[parser.parse_args().command]()
 
 
 def run_worker() -> None:
@@ -39,6 +41,52 @@ def run_worker() -> None:
             worker.drain(lambda: life.seconds_left)
 
 
+def run_autoscaler() -> None:
+    """Decide until SIGTERM, then let another one lead. Needs no torch, and no database."""
+    import os
+    import socket
+    import time
+
+    from services.generator.autoscaler import Autoscaler
+    from services.generator.autoscaler_settings import AutoscalerSettings
+    from services.generator.scaling_api import ScalingApi
+    from tba_common.lifecycle import Lifecycle
+
+    settings = AutoscalerSettings.from_environment()
+    name = f"{socket.gethostname()}/{os.getpid()}"
+    key = None if settings.api_key is None else settings.api_key.get_secret_value()
+    with Lifecycle("tba-autoscaler", settings) as life, contextlib.ExitStack() as stack:
+        actuator = stack.enter_context(contextlib.closing(_actuator(settings, name)))
+        api = ScalingApi(settings.api_url, key, name)
+        autoscaler = Autoscaler(api, actuator, settings.limits, dry_run=settings.dry_run)
+        pause = min(settings.interval_seconds, settings.lease_seconds / 8)
+        next_at = 0.0
+        while not life.stop.wait(pause if next_at else 0.0):
+            if time.monotonic() >= next_at:
+                life.ready(not (trouble := autoscaler.step()), trouble)
+                next_at = time.monotonic() + settings.interval_seconds
+            else:
+                autoscaler.keep_leading()
+            life.beat()
+
+
+def _actuator(settings: AutoscalerSettings, name: str) -> Actuator:
+    if settings.generator_addresses:
+        from services.generator.process_actuator import ProcessActuator
+
+        return ProcessActuator(settings.generator_addresses.split(","))
+    from services.generator.kubernetes_actuator import KubernetesActuator, connect
+
+    return KubernetesActuator(
+        connect(),
+        namespace=settings.namespace,
+        deployment=settings.deployment,
+        lease=settings.lease,
+        identity=name,
+        lease_seconds=settings.lease_seconds,
+    )
+
+
 def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.ExitStack) -> Worker:
     """Wire a worker to its doors; `stack` closes them, the consumer before the producer."""
     import os
@@ -54,10 +102,10 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.Exit
     from tba_common.topics import PROMPTS, WEIGHTS
     from tba_common.weights import WeightStore
 
-    servers, run_id, at_once = settings.kafka_servers, settings.run_id, settings.max_batch_completions
+    brokers, run_id, at_once = settings.brokers, settings.run_id, settings.max_batch_completions
     engine = stack.enter_context(contextlib.closing(_engine(settings, life)))
-    producer = stack.enter_context(contextlib.closing(Producer(servers, run_id)))
-    reader = stack.enter_context(contextlib.closing(Reader(servers, run_id, [WEIGHTS.name], {})))
+    producer = stack.enter_context(contextlib.closing(Producer(brokers, run_id)))
+    reader = stack.enter_context(contextlib.closing(Reader(brokers, run_id, [WEIGHTS.name], {})))
     consumer = Consumer(settings, PROMPTS.name, "tba-generator", window=2 * at_once)
     return Worker(
         engine=engine,

@@ -71,6 +71,15 @@ class Engine(Protocol):
     def collect(self, timeout_seconds: float) -> list[Finished]:
         """Return requests that have finished, waiting up to the timeout for the first where work runs by itself."""
 
+    def read(self, request: Request, answers: Sequence[str]) -> Finished:
+        """Tokenize the prompt and answers that are given, each ended by EOS, as if this version had written them.
+
+        Nothing is sampled, so their log-probabilities are 0.
+
+        Raises:
+            UnusablePrompt: as `submit`, and where an answer does not fit or the policy has no EOS.
+        """
+
     def load(self, snapshot: Snapshot) -> None:
         """Swap in the snapshot's weights, counting every tensor it names; later tokens are of its version.
 

@@ -30,7 +30,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from services.generator.engine import Finished, LoadError, Request
 from services.generator.hf_adapter import HotAdapters
 from services.generator.hf_weights import copy_weights, read_snapshot
-from services.generator.prompt_tokens import prompt_token_ids
+from services.generator.prompt_tokens import given_answers, prompt_token_ids
 from tba_common.base_model import is_adapter
 from tba_common.messages import Completion
 from tba_common.weights import Snapshot
@@ -82,8 +82,7 @@ class HfEngine:
         self._rows: deque[_Group] = deque()  # one entry per completion still to sample
 
     def submit(self, request: Request) -> None:
-        context_tokens = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        token_ids = prompt_token_ids(request, self._tokenizer, context_tokens)
+        token_ids = prompt_token_ids(request, self._tokenizer, self._context_tokens())
         self._rows.extend([_Group(request, token_ids)] * request.completions)
 
     def collect(self, timeout_seconds: float) -> list[Finished]:
@@ -100,6 +99,17 @@ class HfEngine:
             for group in groups
             if len(group.completions) == group.request.completions
         ]
+
+    def read(self, request: Request, answers: Sequence[str]) -> Finished:
+        assert self.policy_version is not None
+        return given_answers(
+            request,
+            answers,
+            self._tokenizer,
+            context_tokens=self._context_tokens(),
+            eos_token_ids=self._eos_token_ids,
+            version=self.policy_version,
+        )
 
     def load(self, snapshot: Snapshot) -> None:
         try:
@@ -122,6 +132,10 @@ class HfEngine:
 
     def close(self) -> None:
         self._rows.clear()
+
+    def _context_tokens(self) -> int | None:
+        tokens: int | None = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        return tokens
 
     @torch.inference_mode()
     def _logprob(self, sequence: Sequence[int], prompt_length: int) -> float:

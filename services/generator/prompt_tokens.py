@@ -1,12 +1,16 @@
-"""A prompt as the policy reads it: tokenized here, once, and by nobody after (token ids are truth)."""
+"""A prompt, and an answer that is given, as the policy reads them: tokenized here, once, and by nobody after (token ids are truth)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jinja2
+import numpy as np
 
-from services.generator.engine import Request, UnusablePrompt
+from services.generator.engine import Finished, Request, UnusablePrompt
+from tba_common.messages import Completion
 
 
 def prompt_token_ids(request: Request, tokenizer: Any, context_tokens: int | None) -> tuple[int, ...]:
@@ -29,6 +33,41 @@ def prompt_token_ids(request: Request, tokenizer: Any, context_tokens: int | Non
             f"and {request.max_new_tokens} new ones"
         )
     return token_ids
+
+
+def given_answers(
+    request: Request,
+    answers: Sequence[str],
+    tokenizer: Any,
+    *,
+    context_tokens: int | None,
+    eos_token_ids: Sequence[int],
+    version: int,
+) -> Finished:
+    """Tokenize answers that nobody sampled: each up to its first EOS, which is added where there is none.
+
+    Raises:
+        UnusablePrompt: as `prompt_token_ids`, for the longest of them; or the policy has no EOS.
+    """
+    own = tokenizer.eos_token_id
+    eos = own if own is not None else next(iter(eos_token_ids), None)
+    if eos is None:
+        raise UnusablePrompt("expected a policy with an EOS token to end given answers, got none")
+    ends = {eos, *eos_token_ids}
+    tokenized = [[*tokenizer(answer, add_special_tokens=False)["input_ids"], eos] for answer in answers]
+    tokens = [ids[: next(i for i, token in enumerate(ids) if token in ends) + 1] for ids in tokenized]
+    longest = replace(request, max_new_tokens=max(map(len, tokens)))
+    completions = tuple(
+        Completion(
+            token_ids=np.array(ids),
+            logprobs=np.zeros(len(ids)),
+            text=answer,
+            finish_reason="eos",
+            policy_version=version,
+        )
+        for ids, answer in zip(tokens, answers, strict=True)
+    )
+    return Finished(request.request_id, prompt_token_ids(longest, tokenizer, context_tokens), completions)
 
 
 def _rendered(request: Request, tokenizer: Any) -> str:

@@ -25,7 +25,7 @@ from typing import Any, Final, Literal, TypeVar
 from transformers import AutoConfig, AutoTokenizer
 
 from services.generator.engine import Finished, LoadError, Request
-from services.generator.prompt_tokens import prompt_token_ids
+from services.generator.prompt_tokens import given_answers, prompt_token_ids
 from services.generator.vllm_folders import Shapes, base_of, check_fit, eos_token_ids, lora_options, tensor_shapes
 from tba_common import metrics
 from tba_common.base_model import BaseModel, is_adapter
@@ -153,6 +153,17 @@ class VllmEngine:
             completions = sorted(flight.answer.result().outputs, key=lambda completion: completion.index)
             answers = tuple(self._completion(completion, flight.weights) for completion in completions)
             found.append(Finished(request_id, flight.prompt_token_ids, answers))
+
+    def read(self, request: Request, answers: Sequence[str]) -> Finished:
+        assert self.policy_version is not None
+        return given_answers(
+            request,
+            answers,
+            self._tokenizer,
+            context_tokens=self._context_tokens,
+            eos_token_ids=self._eos_token_ids,
+            version=self.policy_version,
+        )
 
     def load(self, snapshot: Snapshot) -> None:
         shapes, base = tensor_shapes(snapshot), base_of(snapshot)

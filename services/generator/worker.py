@@ -190,29 +190,35 @@ class Worker:
             max_new_tokens=prompt.sampling.max_new_tokens,
             system=prompt.system,
         )
+        flight = _InFlight(waiting, request)
         try:
+            if prompt.given:
+                self._send(flight, self._engine.read(request, prompt.given))
+                return
             self._engine.submit(request)
         except UnusablePrompt as reason:
             self._reject(waiting.record, str(reason))
             self._dead_letters.handled()  # the prompt's own fault: a task full of them must not stop the others
         else:
-            self._in_flight[request.request_id] = _InFlight(waiting, request)
+            self._in_flight[request.request_id] = flight
 
     def _collect(self) -> None:
         if not self._in_flight:
             return
         for finished in self._engine.collect(_COLLECT_SECONDS):
-            flight = self._in_flight.pop(finished.request_id)
-            rollout = self._rollout(flight, finished)
-            try:
-                self._producer.send(rollouts(rollout.remaining[0]), rollout, key=str(rollout.prompt.prompt_id))
-            except BadMessage as error:  # more completions than a record can hold
-                self._reject(flight.waiting.record, str(error))
-                continue
-            self._sent.append(flight.waiting.record)
-            self._dead_letters.handled()
+            self._send(self._in_flight.pop(finished.request_id), finished)
             metrics.GENERATOR_COMPLETIONS.inc(len(finished.completions))
             metrics.GENERATOR_TOKENS.inc(sum(len(c.token_ids) for c in finished.completions))
+
+    def _send(self, flight: _InFlight, finished: Finished) -> None:
+        rollout = self._rollout(flight, finished)
+        try:
+            self._producer.send(rollouts(rollout.remaining[0]), rollout, key=str(rollout.prompt.prompt_id))
+        except BadMessage as error:  # more completions than a record can hold
+            self._reject(flight.waiting.record, str(error))
+        else:
+            self._sent.append(flight.waiting.record)
+            self._dead_letters.handled()
 
     def _rollout(self, flight: _InFlight, finished: Finished) -> Rollout:
         prompt = flight.waiting.prompt

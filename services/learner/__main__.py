@@ -21,7 +21,8 @@ def main() -> None:
     elif arguments.command == "tiny":
         from services.learner.tiny import write_tiny
 
-        parameters = write_tiny(arguments.out, seed=arguments.seed)
+        text = arguments.words_of.read_text() if arguments.words_of else ""
+        parameters = write_tiny(arguments.out, words_of=text, seed=arguments.seed)
         print(f"{arguments.out}: {parameters:,} parameters, untrained")  # noqa: T201
     elif arguments.command == "import-gguf":
         from services.learner.gguf_import import import_gguf
@@ -47,8 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m services.learner", description="Train the policy.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="the process tba-learner: train batches from the buffer; settings are TBA_<FIELD>")
-    tiny = commands.add_parser("tiny", help="make an untrained tiny policy, one token a character")
+    tiny = commands.add_parser("tiny", help="make an untrained tiny policy, one token a character or word")
     tiny.add_argument("--out", type=Path, required=True)
+    tiny.add_argument("--words-of", type=Path, help="text file: its words are the tokens, and there are no others")
     tiny.add_argument("--seed", type=int, default=0)
     gguf = commands.add_parser("import-gguf", help="unpack a GGUF file into a Hugging Face folder of float32 weights")
     gguf.add_argument("--file", type=Path, required=True)

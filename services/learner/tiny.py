@@ -1,4 +1,4 @@
-"""A policy from scratch that learns while one watches: a Llama of 0.9 million parameters, one token a character.
+"""A policy from scratch that learns while one watches: a Llama of 0.9 million parameters, one token a character or word.
 
 Random weights; `supervised` gives it a start. It fits a demo and a test, and goes through every door a real
 model goes through.
@@ -26,12 +26,18 @@ _Llama: Final[Any] = LlamaForCausalLM
 _Tokenizer: Final[Any] = PreTrainedTokenizerFast
 
 
-def tiny_tokenizer() -> Any:
-    """One token per character, and no token that is not in the text: no BOS, no EOS added."""
-    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNKNOWN, *CHARACTERS])}
+def tiny_tokenizer(text: str = "") -> Any:
+    """One token per character, or per word of `text`, and none that was not written: no BOS, no EOS added.
+
+    Words and runs of punctuation are tokens; they are read back with one space between them.
+    """
+    splitter = pre_tokenizers.Whitespace() if text else pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    known = [word for word, _ in splitter.pre_tokenize_str(text or CHARACTERS)]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([PAD, EOS, UNKNOWN, *known]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
+    tokenizer.pre_tokenizer = splitter
+    if not text:
+        tokenizer.decoder = decoders.Fuse()
     return _Tokenizer(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -63,9 +69,9 @@ def tiny_model(tokenizer: Any, *, seed: int = 0) -> Any:
     return _Llama(config).eval()
 
 
-def write_tiny(directory: Path, *, seed: int = 0) -> int:
+def write_tiny(directory: Path, *, words_of: str = "", seed: int = 0) -> int:
     """Save an untrained tiny policy as a Hugging Face folder; returns its number of parameters."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(words_of)
     model = tiny_model(tokenizer, seed=seed)
     save_model(model, tokenizer, directory)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,7 @@
-"""What differs between two machines that score; what a right answer is belongs to the task."""
+"""What every scorer process has in common; each kind adds its own fields in `<kind>_settings.py`.
+
+What differs between two machines that score stands here; what a right answer is belongs to the task.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,8 @@ from tba_common.settings import WorkerSettings
 
 
 class RewardSettings(WorkerSettings):
-    """Settings of `tba-reward-<scorer>`."""
+    """Settings of `tba-reward-<scorer>`, whatever its kind. A kind's class adds fields and changes none of these."""
 
-    time_limit_seconds: float = Field(
-        default=5.0,
-        gt=0,
-        le=30,
-        description="for one evaluation; too short dead-letters honest answers, too long lets one hanging "
-        "completion hold a worker process",
-    )
-    evaluation_processes: int = Field(
-        default=1,
-        ge=1,
-        le=256,
-        description="worker processes that evaluate at once; more than there are cores makes evaluations "
-        "slower and some exceed their time limit",
-    )
-    recycle_after_evaluations: int = Field(
-        default=1_000,
-        ge=1,
-        description="rollouts after which a worker process is replaced; too many lets the caches of symbolic "
-        "algebra fill the memory, too few spends the time on starting processes",
-    )
     parallel_rollouts: int = Field(
         default=4,
         ge=1,
@@ -41,4 +24,25 @@ class RewardSettings(WorkerSettings):
         default=64,
         ge=1,
         description="rollouts in hand, scored or not; too few waits for Kafka, too many takes work away from siblings",
+    )
+    visit_limit_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        le=600,
+        description="for one rollout in the scorer, as the last resort where the scorer has no limits of its own; too "
+        "short dead-letters honest work, too long lets a visit that hangs hold a place",
+    )
+    retry_rounds: int = Field(
+        default=3,
+        ge=0,
+        le=10,
+        description="times a rollout that has no score for a passing fault comes again by the retry topic; too few "
+        "dead-letters what an outage delays, too many keeps what will never be scored",
+    )
+    retry_seconds: float = Field(
+        default=20.0,
+        gt=0,
+        le=300,
+        description="until the first of these rounds, doubled for each that follows, 300 at most; too short asks a "
+        "service that is down all the time, too long lets trajectories become stale",
     )

@@ -30,17 +30,29 @@ def next_term(rollout: Rollout, scorer: str) -> ScorerTerm:
     return term
 
 
-def stamp(rollout: Rollout, score: Score) -> Rollout | Trajectories:
+def stamp(rollout: Rollout, score: Score, responses: tuple[tuple[str, ...], ...] = ()) -> Rollout | Trajectories:
     """Return the rollout with the next scorer's score on its slip; as trajectories when it was the last one.
 
+    `responses`, where the scorer has any, replace those of a scorer before it.
+
     Raises:
-        BadMessage: the score does not fit the completions or is not finite, or rewards cannot be combined.
+        BadMessage: the score or the responses do not fit the completions, a figure is not finite, or rewards cannot be
+            combined.
     """
     check_score(score, len(rollout.completions))
-    stamped = rollout.model_copy(update={"scores": (*rollout.scores, score), "remaining": rollout.remaining[1:]})
+    if responses and len(responses) != len(rollout.completions):
+        raise BadMessage(f"{score.scorer}: responses to {len(responses)} of {len(rollout.completions)} completions")
+    stamped = rollout.model_copy(
+        update={
+            "scores": (*rollout.scores, score),
+            "remaining": rollout.remaining[1:],
+            "responses": responses or rollout.responses,
+            "retry": None,
+        }
+    )
     if stamped.remaining:
         return stamped
-    rewards = combine(stamped.prompt.reward, stamped.scores, len(stamped.completions))
+    rewards = combine(stamped.prompt, stamped.scores, stamped.completions)
     return Trajectories(run_id=stamped.run_id, rollout=stamped, rewards=rewards)
 
 

@@ -1,29 +1,53 @@
-"""When is an answer right? Three rules: exact, last_number (GSM8K), math (equivalence). The door to math-verify.
+"""When is an answer right? The rules of the verifier; those that need no library are told here.
 
 An answer that cannot be shown to be right is wrong; a reference that cannot be read is a fault of the prompt.
-Rules may take for ever on hostile text (`$9^{9^9}$`): they run in `killable.py`, under a time limit.
+Rules may take for ever on hostile text (`$9^{9^9}$`, `(a+)+$`): they run in `killable.py`, under a time limit.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections import deque
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from tba_common.codec import BadMessage
+from tba_common.scorer_options import VerifierOptions
 
 Match = Literal["exact", "last_number", "math"]
 
-# Answers stand at the end. math-verify takes quadratic time in the number of numbers: 0.1 s at this length.
+# Answers stand at the end, and numbers are many in a text that never ends.
 _LAST_NUMBER_CHARACTERS: Final = 65_536
-_MATH_CHARACTERS: Final = 4_096
 
 # A minus after a word, a digit or a bracket subtracts: `10-5` ends in 5, `= -5` and `-$5` in -5.
 _NUMBER: Final = re.compile(r"(?P<minus>(?<![\w)\]}])-)?\$?(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)")
-_DELIMITERS: Final = ("$", "\\(", "\\[", "\\boxed")
+
+
+def score_of(text: str, *, options: VerifierOptions, reference: str | None, metadata: Mapping[str, Any]) -> float:
+    """Return 1.0 for a right answer and 0.0 for a wrong one; reasoning-gym has scores in between.
+
+    Raises:
+        BadMessage: the options, the reference or the metadata are not what the rule needs.
+    """
+    # Each library loads with the first rule that needs it; `verifier.py` has them loaded before any time counts.
+    match options:
+        case VerifierOptions(match="exact" | "last_number" | "math" as rule):
+            if reference is None:
+                raise BadMessage(f"match {rule}: expected a prompt with a reference, got none")
+            return float(is_right(text, match=rule, reference=reference))
+        case VerifierOptions(match="regex", pattern=str(pattern)):
+            return float(re.search(pattern, text) is not None)
+        case VerifierOptions(match="json_schema", json_schema=dict(schema)):
+            from services.reward.verifier_json import fits
+
+            return float(fits(text, schema))
+        case VerifierOptions(match="reasoning_gym"):
+            from services.reward.verifier_gym import gym_score
+
+            return gym_score(text, metadata)
+        case _:
+            raise BadMessage(f"match {options.match}: expected its own option with it, got none")
 
 
 def is_right(text: str, *, match: Match, reference: str) -> bool:
@@ -40,6 +64,8 @@ def is_right(text: str, *, match: Match, reference: str) -> bool:
         case "last_number":
             return same_last_number(text, reference)
         case "math":
+            from services.reward.verifier_math import equivalent
+
             return equivalent(text, reference)
 
 
@@ -72,51 +98,3 @@ def last_number(text: str) -> float | None:
     if not math.isfinite(value):
         return None
     return -value if last["minus"] else value
-
-
-@lru_cache(maxsize=1_024)  # a policy that has learned repeats itself
-def equivalent(text: str, reference: str) -> bool:
-    """Mathematical equivalence, as math-verify sees it; after `####` where there is one.
-
-    The answer is looked for in `\\boxed{}`, between LaTeX delimiters, then as a plain number or fraction. A reference
-    without delimiters is LaTeX as it stands. The very text of the reference is right, whatever math-verify reads in it.
-
-    Raises:
-        BadMessage: the reference is not mathematics.
-    """
-    from math_verify import verify
-
-    gold = _parse_reference(reference)
-    answer = _final(text)
-    if answer == _final(reference):
-        return True
-    return bool(verify(list(gold), _parse(answer), timeout_seconds=None))
-
-
-def warm_up() -> None:
-    """Import math-verify and build its grammar tables, which the first evaluation would pay for otherwise."""
-    equivalent("$\\frac{2}{4}$", "1/2")
-
-
-@lru_cache(maxsize=256)  # a group shares its reference
-def _parse_reference(reference: str) -> tuple[Any, ...]:
-    answer = _final(reference)
-    delimited = any(delimiter in answer for delimiter in _DELIMITERS)
-    parsed = _parse(answer if delimited else f"\\boxed{{{answer}}}") or _parse(answer)
-    if not parsed:
-        raise BadMessage("reference: expected a mathematical expression for match math, got none")
-    return tuple(parsed)
-
-
-def _final(text: str) -> str:
-    """Return what follows the last `####`, or the end of a text without it."""
-    tail = text[-_MATH_CHARACTERS:].strip()
-    return tail.rpartition("####")[2].strip() or tail
-
-
-def _parse(text: str) -> list[Any]:
-    from math_verify import parse
-
-    # Its own time limits are alarms that it also swallows; ours end the process. It warns that they are off.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return list(parse(text, parsing_timeout=None))

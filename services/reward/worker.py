@@ -1,25 +1,31 @@
 """rollout -> trajectories: takes rollouts, has them scored, sends them on along their slip.
 
 A rollout is done when what became of it is delivered, never before: a process that dies loses time, not rollouts.
-What cannot be scored goes to the dead letters with the reason; it never becomes a zero.
+What cannot be scored never becomes a zero. It is tried again where that may help, and else goes to the dead letters
+with the reason, as a whole: the rest of a group without the completion that hangs would be another group.
 """
 
 from __future__ import annotations
 
 import logging
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import random
+import time
+from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Final
 
 from services.reward.grading import visit
-from services.reward.scorer import Scorer, ScoringFailed
+from services.reward.retries import Visit, Waiting, late_visit, next_round, wait_here
+from services.reward.scorer import PassingFault, Scorer, ScoringFailed
+from services.reward.settings import RewardSettings
 from services.reward.slip import destination
+from services.reward.slots import Overrun, Slots
 from tba_common import metrics
 from tba_common.codec import BadMessage
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, Producer, Record
 from tba_common.messages import Rollout, Trajectories
+from tba_common.topics import retries
 
 _IDLE_SECONDS: Final = 0.25
 _BUSY_SECONDS: Final = 0.02  # while there is room for more, look for more this often
@@ -29,75 +35,147 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """The loop of `tba-reward-<scorer>`, one `step` at a time. A context manager: its threads end with it."""
+    """The loop of `tba-reward-<scorer>`, one `step` at a time."""
 
     def __init__(
         self,
         *,
         scorer: Scorer,
         consumer: Consumer,
+        retry_consumer: Consumer,
         producer: Producer,
         dead_letters: DeadLetters,
-        parallel_rollouts: int,
+        settings: RewardSettings,
+        clock: Callable[[], float] = time.time,
+        luck: Callable[[], float] = random.random,
     ) -> None:
         self._scorer = scorer
         self._consumer = consumer
+        self._retry_consumer = retry_consumer
         self._producer = producer
         self._dead_letters = dead_letters
-        self._parallel_rollouts = parallel_rollouts
-        self._threads = ThreadPoolExecutor(parallel_rollouts, thread_name_prefix=scorer.name)
-        self._in_flight: dict[Future[Rollout | Trajectories], Record] = {}
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        self._settings = settings
+        self._clock, self._luck = clock, luck
+        self._slots = Slots[Visit, Rollout | Trajectories](
+            scorer.name, settings.parallel_rollouts, settings.visit_limit_seconds
+        )
+        self._waiting = Waiting()
+        self._retrying = 0  # visits in the scorer that are not the first of their rollout
+        self._draining = False
 
     def step(self) -> None:
         """One turn: start what there is room for, send on what is scored."""
-        room = self._parallel_rollouts - len(self._in_flight)
-        if room:
-            for record in self._consumer.take(room, 0.0 if self._in_flight else _IDLE_SECONDS):
-                self._in_flight[self._threads.submit(_scored, self._scorer, record)] = record
-            room = self._parallel_rollouts - len(self._in_flight)
-        if self._in_flight:
-            self._settle(_BUSY_SECONDS if room else _IDLE_SECONDS)
+        self._start_again()
+        if self._slots.room:
+            patience = 0.0 if self._slots else _IDLE_SECONDS
+            for record in self._consumer.take(self._slots.room, patience):
+                self._start(Visit(record))
+        if self._slots:
+            self._settle(_BUSY_SECONDS if self._slots.room else _IDLE_SECONDS)
         else:
             self._producer.flush(_DELIVERY_SECONDS)  # nothing to do: see that nothing sent was lost
 
     def drain(self) -> None:
-        """Finish what is in the scorer; what has not started stays uncommitted and is another's to take."""
+        """Finish what is in the scorer; what waits or has not started stays uncommitted and is another's to take."""
+        self._draining = True
         self._consumer.stop_taking()
-        while self._in_flight:
+        self._retry_consumer.stop_taking()
+        while self._slots:
             self._settle(_IDLE_SECONDS)
         self._producer.flush(_DELIVERY_SECONDS)
-        log.info("drained")
+        log.info("drained", extra={"handed_back": len(self._waiting)})
+
+    def _start_again(self) -> None:
+        """Start the visits whose time has come, in at most half of the room: the others keep their rate."""
+        now = self._clock()
+        for record in self._retry_consumer.take(self._settings.window, 0.0):
+            self._waiting.put(*late_visit(record, now))
+        room = min(self._slots.room, max(1, self._settings.parallel_rollouts // 2) - self._retrying)
+        for again in self._waiting.due(now, room):
+            self._start(again)
+
+    def _start(self, attempt: Visit) -> None:
+        self._slots.start(attempt, partial(_scored, self._scorer, attempt))
+        self._retrying += attempt.attempts > 0
 
     def _settle(self, timeout_seconds: float) -> None:
-        finished, _ = wait(self._in_flight, timeout_seconds, FIRST_COMPLETED)
-        for future in finished:
-            record = self._in_flight.pop(future)
-            try:
-                self._send_on(record, future.result())
-            except (BadMessage, ScoringFailed) as fault:
-                self._dead_letters.reject(record, str(fault))
-                self._consumer.done(record)
+        for attempt, future in self._slots.ended(timeout_seconds):
+            self._retrying -= attempt.attempts > 0
+            match failure := future.exception():
+                case None:
+                    self._send_on(attempt, future.result())
+                case BadMessage() | ScoringFailed():
+                    self._reject(attempt, str(failure))
+                case Overrun():
+                    self._reject(attempt, f"{self._scorer.name} {failure}")
+                case PassingFault():
+                    self._try_again(attempt.failed, str(failure))
+                case _:
+                    # What the scorer did not expect may have left it broken: a new process starts, in which the
+                    # rollout comes late, behind all others, and in the end not at all.
+                    self._send_round(attempt.failed, f"{self._scorer.name} crashed: {failure!r}")
+                    self._producer.flush(_DELIVERY_SECONDS)
+                    raise failure
 
-    def _send_on(self, record: Record, message: Rollout | Trajectories) -> None:
+    def _send_on(self, attempt: Visit, message: Rollout | Trajectories) -> None:
         topic, key = destination(message)
-        self._producer.send(topic, message, key=key, on_delivery=partial(self._consumer.done, record))
-        self._dead_letters.handled()
         rollout = message.rollout if isinstance(message, Trajectories) else message
+        if not self._send(attempt, topic, message, key):
+            return
+        self._dead_letters.handled(rollout.prompt.task_id)
         metrics.REWARD_SCORED.labels(self._scorer.name).inc(len(rollout.completions))
         metrics.REWARD_SECONDS.labels(self._scorer.name).observe(rollout.scores[-1].seconds)
 
+    def _try_again(self, attempt: Visit, reason: str) -> None:
+        if self._draining:
+            return  # uncommitted, it comes again elsewhere
+        metrics.REWARD_RETRIES.labels(self._scorer.name).inc()
+        wait_seconds = wait_here(attempt, self._luck())
+        # Those that wait are in hand; were they many, there would be no room in the window for others.
+        if wait_seconds is not None and len(self._waiting) < self._settings.window // 2:
+            self._waiting.put(attempt, self._clock() + wait_seconds)
+        else:
+            self._send_round(attempt, reason)
 
-def _scored(scorer: Scorer, record: Record) -> Rollout | Trajectories:
+    def _send_round(self, attempt: Visit, reason: str) -> None:
+        """Send a rollout to the retry topic; to the dead letters when it was there often enough."""
+        retry = next_round(
+            attempt,
+            self._clock(),
+            self._luck(),
+            rounds=self._settings.retry_rounds,
+            first_seconds=self._settings.retry_seconds,
+        )
+        rollout = attempt.record.message()
+        if retry is None or not isinstance(rollout, Rollout):
+            self._reject(attempt, f"{reason} ({attempt.attempts} attempts)")
+            return
+        late = rollout.model_copy(update={"retry": retry})
+        if self._send(attempt, retries(self._scorer.name), late, str(rollout.prompt.prompt_id)):
+            fields = {"issue_id": rollout.prompt.issue_id, "rounds": retry.rounds, "reason": reason}
+            log.info("comes again later", extra=fields)
+
+    def _send(self, attempt: Visit, topic: str, message: Rollout | Trajectories, key: str) -> bool:
+        """Send what became of a record, which is done once that is delivered; reject one too large to send."""
+        try:
+            self._producer.send(topic, message, key=key, on_delivery=partial(self._done, attempt.record))
+        except BadMessage as fault:
+            self._reject(attempt, str(fault))
+            return False
+        return True
+
+    def _reject(self, attempt: Visit, reason: str) -> None:
+        self._dead_letters.reject(attempt.record, reason)
+        self._done(attempt.record)
+
+    def _done(self, record: Record) -> None:
+        is_retry = record.topic == retries(self._scorer.name)
+        (self._retry_consumer if is_retry else self._consumer).done(record)
+
+
+def _scored(scorer: Scorer, attempt: Visit) -> Rollout | Trajectories:
     """Decode and score one record, on a thread of its own."""
-    rollout = record.message()
+    rollout = attempt.record.message()
     if not isinstance(rollout, Rollout):
         raise BadMessage(f"expected a rollout, got a {type(rollout).__name__.lower()}")
-    return visit(scorer, rollout)
+    return visit(scorer, rollout, attempts=attempt.attempts + 1)

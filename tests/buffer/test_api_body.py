@@ -45,7 +45,6 @@ def test_a_task_that_fits_is_read() -> None:
         ({"name": "Näme"}, "/name", "match pattern '^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$'", '"N\\u00e4me"'),
         ({"family": "chess"}, "/family", "'math', 'preference' or 'redteam'", '"chess"'),
         ({"reward": []}, "/reward", "at least 1 item", "[]"),
-        ({"reward": [{"scorer": "oracle"}]}, "/reward/0/scorer", "one of verifier", '"oracle"'),
         ({"reward": [{"scorer": "verifier", "weight": "1"}]}, "/reward/0/weight", "a valid number", '"1"'),
         ({"sampling": {"completions": "16"}}, "/sampling/completions", "a valid integer", '"16"'),
         ({"sampling": {"completions": True}}, "/sampling/completions", "a valid integer", "true"),

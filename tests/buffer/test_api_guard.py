@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +22,7 @@ def routes() -> list[tuple[str, str]]:
     """Every method and path of the application, with values for the path parameters."""
     described = create_app(LOCKED).openapi()["paths"]
     return [
-        (method.upper(), path.format(name="t", trajectory_id="1"))
+        (method.upper(), re.sub(r"\{\w+_id\}", "1", path).format(name="t"))
         for path, methods in described.items()
         for method in methods
     ]

@@ -50,3 +50,16 @@ def test_no_secret_shows_in_an_error_or_a_log() -> None:
 )
 def test_loopback_is_what_can_only_mean_this_machine(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_the_second_key_is_another_one_beside_a_first() -> None:
+    first, second = SecretStr("first"), SecretStr("second")
+    assert ApiSettings(api_key=first, api_redteam_key=second).api_redteam_key == second
+    for wrong in ({"api_redteam_key": second}, {"api_key": first, "api_redteam_key": first}):
+        with pytest.raises(ValidationError, match="TBA_API_REDTEAM_KEY"):
+            ApiSettings.model_validate(wrong)
+
+
+def test_the_setting_for_loopback_is_no_way_around_a_key() -> None:
+    with pytest.raises(ValidationError, match="TBA_ALLOW_REDTEAM: expected where no TBA_API_KEY is set"):
+        ApiSettings(api_key=SecretStr("first"), allow_redteam=True)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from services.buffer.deck import Deck
 from services.buffer.index import Index, rows_of
-from services.buffer.sampling import Decks, Floats, GroupDraw, Law, Picks, Sampler, pick
+from services.buffer.picking import Floats, Picks, pick
+from services.buffer.sampling import Decks, GroupDraw, Law, Sampler
 from tests.buffer.laws import fits, plackett_luce
 
 WEIGHTS: Final = (1.0, 2.0, 0.5, 4.0, 1.5, 3.0)

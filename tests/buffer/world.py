@@ -55,6 +55,12 @@ class FakeBroker:
         log.append(record(message, topic, offset=len(log)))
         self.partitions.append(partition)
 
+    def send_bytes(self, topic: str, schema: str, body: bytes, *, partition: int | None = None) -> None:
+        log = self.logs.setdefault(topic, [])
+        headers = {"schema": schema.encode(), "run": RUN.encode()}
+        log.append(Record(topic, 0, len(log), None, body, headers))
+        self.partitions.append(partition)
+
     def flush(self) -> None:
         """Everything is delivered already."""
 
@@ -77,6 +83,11 @@ class FakeReader:
     def __init__(self, broker: FakeBroker, offsets: dict[tuple[str, int], int]) -> None:
         self._broker, self._next = broker, dict(offsets)
         self.logs_lost = 0
+        self.holds = False
+
+    def hold(self, holds: bool) -> None:
+        """Leave trajectories on the wire, or take them again."""
+        self.holds = holds
 
     def rewind(self) -> None:
         """Read everything again."""
@@ -85,6 +96,8 @@ class FakeReader:
     def poll(self, timeout_seconds: float, limit: int | None = None) -> list[Record]:
         found = []
         for topic in (topics.TRAJECTORIES, topics.STEPS, topics.WEIGHTS, topics.DEAD_LETTERS):
+            if self.holds and topic == topics.TRAJECTORIES:
+                continue
             start = self._next.get((topic.name, 0), 0)
             found += self._broker.logs.get(topic.name, [])[start:]
         found = found[:limit]

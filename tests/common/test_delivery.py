@@ -72,7 +72,7 @@ def test_a_dead_letter_tells_who_rejected_what_and_why() -> None:
         topic="tba.prompts",
         partition=3,
         offset=42,
-        schema_header="prompt/1",
+        schema_header="prompt/2",
         issue_id=17,
         body=record.value,
     )
@@ -125,3 +125,34 @@ def test_one_good_message_breaks_the_row_of_bad_ones() -> None:
         dead_letters.reject(record_of(PROMPT), "bad")
         dead_letters.handled()
     assert len(outbox.delivered) == 3
+
+
+def test_a_task_full_of_bad_messages_does_not_stop_those_that_are_served() -> None:
+    outbox = Outbox()
+    dead_letters = DeadLetters(outbox, "main", "tba-generator", limit_in_a_row=2)
+    dead_letters.handled(task_id=2)
+    for _ in range(5):
+        dead_letters.reject(record_of(PROMPT), "bad")
+    assert len(outbox.delivered) == 5
+
+
+@pytest.mark.parametrize(
+    "other",
+    [record_of(PROMPT.model_copy(update={"task_id": 2})), Record("tba.prompts", 0, 0, None, b"noise", {})],
+    ids=["another task", "unreadable"],
+)
+def test_a_row_that_is_not_of_one_task_alone_is_our_own_fault(other: Record) -> None:
+    dead_letters = DeadLetters(Outbox(), "main", "tba-generator", limit_in_a_row=2)
+    dead_letters.handled(task_id=2)
+    dead_letters.reject(record_of(PROMPT), "bad")
+    dead_letters.reject(record_of(PROMPT), "bad")
+    with pytest.raises(TooManyBad):
+        dead_letters.reject(other, "bad")
+
+
+def test_a_task_that_was_served_itself_vouches_for_nobody() -> None:
+    dead_letters = DeadLetters(Outbox(), "main", "tba-generator", limit_in_a_row=1)
+    dead_letters.handled(task_id=PROMPT.task_id)
+    dead_letters.reject(record_of(PROMPT), "bad")
+    with pytest.raises(TooManyBad):
+        dead_letters.reject(record_of(PROMPT), "bad")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 from services.generator.engine import Engine, Finished, LoadError, Request, UnusablePrompt
@@ -158,6 +158,10 @@ class ContinuousEngine:
         answers = [_answer(*self.running.pop(request_id)) for request_id in self.finishing]
         self.finishing = []
         return answers
+
+    def read(self, request: Request, answers: Sequence[str]) -> Finished:
+        assert self.policy_version is not None
+        return _answer(replace(request, completions=len(answers)), self.policy_version)
 
     def load(self, snapshot: Snapshot) -> None:
         if snapshot.version in self.unloadable:

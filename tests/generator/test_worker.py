@@ -111,6 +111,40 @@ def test_a_prompt_becomes_a_rollout_for_its_first_scorer(line: Line, engine: Con
     assert (rollout.remaining, rollout.scores) == (("verifier",), ())
 
 
+def test_given_answers_are_sent_on_without_being_sampled(line: Line, engine: ContinuousEngine) -> None:
+    line.broker.post(prompt(3, completions=1, given=("a", "b")))
+    line.worker.step()
+    assert engine.running == {}
+    (rollout,) = line.broker.rollouts
+    assert len(rollout.completions) == 2
+    assert rollout.remaining == ("verifier",)
+    assert line.broker.done == [0]
+
+
+def test_a_given_answer_is_tokenized_up_to_one_eos_and_has_log_probabilities_of_zero(publisher: Publisher) -> None:
+    line = Line(publisher, HfEngine(device="cpu", seed=0))
+    line.announce(1)
+    line.broker.post(prompt(given=("3", "12+4")))
+    line.worker.step()
+    line.worker.step()
+    (rollout,) = line.broker.rollouts
+    assert [completion.text for completion in rollout.completions] == ["3", "12+4"]
+    for completion in rollout.completions:
+        assert completion.token_ids.tolist().count(completion.token_ids[-1]) == 1
+        assert len(completion.token_ids) > 1
+        assert not completion.logprobs.any()
+        assert (completion.finish_reason, completion.policy_version) == ("eos", 1)
+
+
+def test_given_answers_that_do_not_fit_the_model_go_to_the_dead_letters(publisher: Publisher) -> None:
+    line = Line(publisher, HfEngine(device="cpu", seed=0))
+    line.announce(1)
+    line.broker.post(prompt(given=("1" * 10_000,)))
+    line.worker.step()
+    line.worker.step()
+    assert "the model's context" in line.broker.dead[0].reason
+
+
 def test_a_prompt_is_done_only_after_its_rollout_is_delivered(line: Line, engine: ContinuousEngine) -> None:
     line.broker.post(prompt())
     line.worker.step()

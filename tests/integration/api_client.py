@@ -79,7 +79,7 @@ class Line:
         statement = insert(issues).values(row | columns).returning(issues.c.issue_id)
         return int(self.connection.execute(statement).scalar_one())
 
-    def dead_letter(self, issue_id: int, reason: str) -> None:
+    def dead_letter(self, issue_id: int | None, reason: str) -> None:
         """A service could not handle the message of an order."""
         where = {"topic": "tba.prompts", "partition": 0, "offset": 0, "schema_header": "prompt/1", "body": b""}
         row = {"run_id": self.run_id, "issue_id": issue_id, "service": "tba-generator", "reason": reason}
@@ -106,7 +106,9 @@ class Line:
             "token_ids": np.array([5, 1], dtype="<i4").tobytes(),
             "logprobs": np.array([-0.5, -np.inf], dtype="<f4").tobytes(),
         }
-        self.connection.execute(insert(payloads).values(trajectory_id=trajectory_id, text=text, **packed))
+        self.connection.execute(
+            insert(payloads).values(trajectory_id=trajectory_id, run_id=self.run_id, text=text, **packed)
+        )
         return trajectory_id
 
     def evaluation(self, task_id: int, prompt_id: int, *, policy_version: int, reward: float | None) -> None:

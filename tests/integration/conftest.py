@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
 
 from services.buffer.migrations import migrate
-from services.buffer.state_tables import metadata
+from services.buffer.schema import metadata
 from tba_cli.local import postgres
 
 

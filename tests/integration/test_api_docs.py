@@ -76,11 +76,14 @@ def shown_part(got: Any, shown: Any) -> Any:
 
 
 def prepare(client: TestClient, url: str, run_id: str) -> None:
-    """A run whose learner has published version 0 and whose buffer has begun, and a task to delete."""
+    """A run whose learner has published version 0 and whose buffer has begun, a task and a dead letter to delete."""
     client.post("/v1/tasks", json=TASK | {"name": "old-task"})
     engine = create_engine(url)
     with engine.begin() as connection:
-        Line(connection, run_id).buffer_says(policy_version=0, trajectories=0, blocked="min_size")
+        line = Line(connection, run_id)
+        line.buffer_says(policy_version=0, trajectories=0, blocked="min_size")
+        for reason in ("a prompt of 900 tokens", "no such version"):
+            line.dead_letter(None, reason)
     engine.dispose()
 
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, func, select, text, update
 from starlette.testclient import TestClient
 
-from services.buffer.tables import idempotency_keys
+from services.buffer.request_tables import idempotency_keys
 from tests.integration.api_client import TASK, migrated_database, serving
 
 pytestmark = pytest.mark.integration

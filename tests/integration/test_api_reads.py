@@ -119,10 +119,10 @@ def test_evaluations_are_summed_by_task_and_version(client: TestClient, line: Li
     (held_out,) = line.prompt_ids(task_id, "eval")
     for version, reward in ((0, 0.0), (0, 1.0), (3, 0.5), (3, None)):
         line.evaluation(task_id, held_out, policy_version=version, reward=reward)
-    both = {"task": "addition", "n_lost": 0, "n_expected": 2}
+    both = {"task": "addition", "n_lost": 0, "n_expected": 2, "scores": {}, "kl": None}
     assert listed(client, "/v1/evaluations") == [
-        both | {"policy_version": 0, "n": 2, "mean_reward": 0.5, "accuracy": 0.5},
-        both | {"policy_version": 3, "n": 1, "mean_reward": 0.5, "accuracy": 0.0},
+        both | {"policy_version": 0, "n": 2, "mean_reward": 0.5, "accuracy": 0.5, "pass_at": {"1": 0.5, "2": 1.0}},
+        both | {"policy_version": 3, "n": 1, "mean_reward": 0.5, "accuracy": 0.0, "pass_at": {"1": 0.0}},
     ]
     page = client.get("/v1/evaluations", params={"limit": 1}).json()
     assert page["has_more"]
@@ -173,7 +173,8 @@ def test_a_trajectory_tells_its_lineage(client: TestClient, line: Line, task_id:
     assert (one["task"], one["prompt"], one["reference"]) == ("addition", "0+1=", "1")
     assert (one["issue_id"], one["attempt"]) == (issue_id, 2)
     assert (one["token_ids"], one["logprobs"]) == ([5, 1], [-0.5, None])
-    assert one["scores"] == [{"scorer": "verifier", "version": "1", "value": 1.0, "seconds": 0.01}]
+    (score,) = one["scores"]
+    assert (score["scorer"], score["version"], score["value"], score["attempts"]) == ("verifier", "1", 1.0, 1)
     assert [(draw["batch_id"], draw["step"], draw["draw_logprob"]) for draw in one["draws"]] == [
         (1, 1, -1.5),
         (2, None, -1.5),

@@ -36,7 +36,9 @@ def test_a_posted_task_is_there_with_its_prompts_in_their_splits(client: TestCli
     shown = client.get(posted.headers["location"]).json()
     assert shown == posted.json()
     assert shown["state"] == "active"
-    assert shown["spec"]["reward"] == [{"scorer": "verifier", "weight": 1.0, "options": {"match": "exact"}}]
+    assert shown["spec"]["reward"] == [
+        {"scorer": "verifier", "weight": 1.0, "options": {"match": "exact"}, "at_least": None}
+    ]
     assert shown["progress"] == {
         "prompts_train": 3,
         "prompts_eval": 1,

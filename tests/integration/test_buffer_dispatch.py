@@ -85,6 +85,7 @@ def test_a_draw_is_recorded_with_why_it_was_drawn(world: World) -> None:
         "distinct",
         "kappa",
         "log_normalizer",
+        "prompt_logprob",
     }
     assert (batch.policy_version, batch.groups[0]["available"], batch.groups[0]["kappa"]) == (0, 4, None)
     assert batch.sent_at is not None
@@ -251,7 +252,8 @@ def test_a_batch_whose_trajectories_are_gone_is_drawn_anew_under_its_number(worl
     running = started(world, reissue_seconds=60)
     gone = [draw.trajectory_id for draw in world.broker.groups()[0].draws]
     with world.engine.begin() as connection:
-        connection.execute(trajectories.delete().where(trajectories.c.trajectory_id.in_(gone)))
+        for table in (trajectories, payloads):
+            connection.execute(table.delete().where(table.c.trajectory_id.in_(gone)))
     again = world.open(reissue_seconds=60)
     world.now += 61.0
     again.turns(1)

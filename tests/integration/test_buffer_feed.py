@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from services.buffer.feed import MAX_ATTEMPTS
-from services.buffer.tables import evaluation_requests, issues, prompts, tasks
+from services.buffer.request_tables import evaluation_requests
+from services.buffer.tables import issues, prompts, tasks
 from tba_common import topics
 from tests.buffer.world import World, add_prompts, dead_letter
 

@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, text
 
 from services.buffer.migrations import SchemaError, migrate, require_head
-from services.buffer.state_tables import metadata
+from services.buffer.schema import metadata
 
 pytestmark = pytest.mark.integration
 

@@ -24,6 +24,7 @@ from services.buffer.tables import (
 )
 from tba_common import topics
 from tests.buffer.world import Running, World, dead_letter, record, step
+from tests.buffer.world import trajectories as trajectories_of
 
 pytestmark = pytest.mark.integration
 
@@ -60,7 +61,8 @@ def test_answers_become_rows_payloads_and_settled_orders(world: World) -> None:
         order = world.broker.prompts()[0]
         assert np.frombuffer(row.token_ids, "<i4").tolist() == [order.issue_id, 0, 2]
         assert np.frombuffer(row.logprobs, "<f4").tolist() == [-0.5, -0.5, -0.5]
-        assert row.scores == [{"scorer": "verifier", "version": "1", "value": 0.0, "seconds": pytest.approx(0.1)}]
+        (score,) = row.scores
+        assert (score["scorer"], score["version"], score["value"]) == ("verifier", "1", 0.0)
         assert (row.temperature, row.tokens, row.finish_reason) == (pytest.approx(0.9), 3, "eos")
         tokens = connection.execute(select(prompts.c.token_ids).where(prompts.c.prompt_id == order.prompt_id))
         assert np.frombuffer(tokens.scalar_one(), "<i4").tolist() == [order.prompt_id, 1]
@@ -158,8 +160,8 @@ def test_a_record_that_does_not_decode_is_rejected_and_does_not_stop_the_others(
     running = started(world)
     order = world.broker.prompts()[0]
     log = world.broker.logs.setdefault(topics.TRAJECTORIES.name, [])
-    good = record(order, topics.TRAJECTORIES.name)
-    log.append(type(good)(topics.TRAJECTORIES.name, 0, 0, None, b"rubbish", {"schema": b"trajectories/1"}))
+    good = record(trajectories_of(order), topics.TRAJECTORIES.name)
+    log.append(type(good)(topics.TRAJECTORIES.name, 0, 0, None, b"rubbish", {"schema": good.headers["schema"]}))
     world.answer(order)
     running.turns(1)
     assert world.ledger().stored == 4

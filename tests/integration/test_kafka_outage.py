@@ -45,7 +45,7 @@ def own_broker() -> Iterator[list[Broker]]:
 def come_back_empty(place: list[Broker]) -> None:
     """Kill the broker and start another on its port."""
     place[0].stop()
-    place[0] = kafka_broker.start(int(place[0].servers.rpartition(":")[2]))
+    place[0] = kafka_broker.start(kafka_broker.Listener(int(place[0].servers.rpartition(":")[2])))
 
 
 def number(value: int) -> Resumed:

@@ -53,3 +53,12 @@ def test_another_seed_is_another_policy() -> None:
     tokenizer = tiny_tokenizer()
     first, second = (tiny_model(tokenizer, seed=seed).lm_head.weight for seed in (0, 1))
     assert not torch.equal(first, second)
+
+
+def test_words_may_be_the_tokens_and_are_read_back_with_one_space_between_them() -> None:
+    tokenizer = tiny_tokenizer("the cat ate it. TL;DR:")
+    ids = tokenizer("the cat ate it. the dog")["input_ids"]
+    assert len(ids) == 7
+    assert ids[-1] == tokenizer.unk_token_id
+    assert tokenizer.decode(ids[:-1]) == "the cat ate it . the"
+    assert tokenizer("TL;DR: the")["input_ids"] == tokenizer("TL;DR:the")["input_ids"]

@@ -7,8 +7,10 @@ from multiprocessing import forkserver
 
 import pytest
 
+from services.reward.verifier import PRELOAD
+
 
 @pytest.fixture(scope="session", autouse=True)
 def warm_fork_server() -> None:
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["math_verify", "services.reward.verifier_rules"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOAD))
     forkserver.ensure_running()

@@ -10,10 +10,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from services.reward.scorer import Judgement
 from tba_common.codec import encode
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, DeliveryError, Producer, Record
-from tba_common.messages import DeadLetter, Float32s, Message, Rollout, Trajectories
+from tba_common.messages import DeadLetter, Message, Rollout, Trajectories
+from tba_common.topics import retries, rollouts
 
 
 @dataclass
@@ -22,34 +24,39 @@ class FakeScorer:
 
     name: str = "verifier"
     version: str = "1"
-    failure: BaseException | None = None
+    failures: list[BaseException] = field(default_factory=list)  # raised one after the other, the last for ever
+    lasts: bool = True
     gate: threading.Event | None = None
 
-    def score(self, rollout: Rollout, options: Mapping[str, Any]) -> Float32s:
+    def score(self, rollout: Rollout, options: Mapping[str, Any]) -> Judgement:
         if self.gate is not None:
             assert self.gate.wait(10)
-        if self.failure is not None:
-            raise self.failure
+        if self.failures:
+            raise self.failures[0] if self.lasts and len(self.failures) == 1 else self.failures.pop(0)
         factor = options.get("factor", 1)
-        return np.array([factor * len(completion.text) for completion in rollout.completions], dtype=np.float32)
+        lengths = [factor * len(completion.text) for completion in rollout.completions]
+        return Judgement(np.array(lengths, dtype=np.float32))
 
 
 @dataclass
 class FakeBroker:
-    """One partition of rollouts, and whatever was sent; nothing is delivered before `deliver` or a flush."""
+    """One partition of rollouts and one of retries, and whatever was sent; delivered with `deliver` or a flush."""
 
     records: deque[Record] = field(default_factory=deque)
+    late: deque[Record] = field(default_factory=deque)
     sent: list[tuple[str, Message, str | None]] = field(default_factory=list)
     done: list[int] = field(default_factory=list)
+    late_done: list[int] = field(default_factory=list)
     works: bool = True
     is_taking: bool = True
     pending: list[Callable[[], None]] = field(default_factory=list)
     posted: int = 0
 
-    def post(self, message: Message | bytes) -> None:
-        schema, body = ("rollout/1", message) if isinstance(message, bytes) else encode(message)
+    def post(self, message: Message | bytes, *, late: bool = False) -> None:
+        schema, body = ("rollout/3", message) if isinstance(message, bytes) else encode(message)
         headers = {"schema": schema.encode()}
-        self.records.append(Record("tba.rollouts.verifier", 0, self.posted, None, body, headers))
+        topic = retries("verifier") if late else rollouts("verifier")
+        (self.late if late else self.records).append(Record(topic, 0, self.posted, None, body, headers))
         self.posted += 1
 
     def deliver(self) -> None:
@@ -63,11 +70,18 @@ class FakeBroker:
         return [message for _, message, _ in self.sent if isinstance(message, Trajectories)]
 
     @property
+    def retried(self) -> list[Rollout]:
+        return [m for topic, m, _ in self.sent if isinstance(m, Rollout) and topic == retries("verifier")]
+
+    @property
     def dead(self) -> list[DeadLetter]:
         return [message for _, message, _ in self.sent if isinstance(message, DeadLetter)]
 
     def consumer(self) -> Consumer:
-        return cast(Consumer, _Consumer(self))
+        return cast(Consumer, _Consumer(self, self.records, self.done))
+
+    def retry_consumer(self) -> Consumer:
+        return cast(Consumer, _Consumer(self, self.late, self.late_done))
 
     def producer(self) -> Producer:
         return cast(Producer, _Producer(self))
@@ -79,13 +93,14 @@ class FakeBroker:
 @dataclass
 class _Consumer:
     broker: FakeBroker
+    records: deque[Record]
+    finished: list[int]
 
     def take(self, limit: int, timeout_seconds: float) -> list[Record]:
-        queue = self.broker.records if self.broker.is_taking else deque[Record]()
-        return [queue.popleft() for _ in range(min(limit, len(queue)))]
+        return [self.records.popleft() for _ in range(min(limit, len(self.records) * self.broker.is_taking))]
 
     def done(self, record: Record) -> None:
-        self.broker.done.append(record.offset)
+        self.finished.append(record.offset)
 
     def stop_taking(self) -> None:
         self.broker.is_taking = False

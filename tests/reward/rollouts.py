@@ -8,9 +8,9 @@ from tba_common.messages import Completion, Prompt, Rollout, Score
 from tba_common.tasks import Sampling, ScorerTerm
 
 
-def term(scorer: str = "verifier", weight: float = 1.0, **options: Any) -> ScorerTerm:
-    """A term of a reward, also of a scorer that no process serves yet."""
-    return ScorerTerm.model_construct(scorer=scorer, weight=weight, options=options)
+def term(scorer: str = "verifier", weight: float = 1.0, *, at_least: float | None = None, **options: Any) -> ScorerTerm:
+    """A term of a reward."""
+    return ScorerTerm(scorer=scorer, weight=weight, at_least=at_least, options=options)
 
 
 def prompt(*reward: ScorerTerm, reference: str | None = "19", **changes: Any) -> Prompt:
@@ -25,9 +25,7 @@ def prompt(*reward: ScorerTerm, reference: str | None = "19", **changes: Any) ->
         "sampling": Sampling(),
         "reward": (term(),),
     }
-    made = Prompt.model_validate(fields | changes)
-    # Copied in, unvalidated: a slip must work for scorers that do not exist yet.
-    return made.model_copy(update={"reward": reward}) if reward else made
+    return Prompt.model_validate(fields | ({"reward": reward} if reward else {}) | changes)
 
 
 def rollout(*texts: str, of: Prompt | None = None, **changes: Any) -> Rollout:
@@ -46,10 +44,11 @@ def rollout(*texts: str, of: Prompt | None = None, **changes: Any) -> Rollout:
     return Rollout.model_validate(fields | changes)
 
 
-def completion(text: str) -> Completion:
-    fields: dict[str, Any] = {"token_ids": [5, 0], "logprobs": [-0.5, -0.1], "finish_reason": "eos"}
+def completion(text: str, *, tokens: int = 2, finish_reason: str = "eos") -> Completion:
+    fields = {"token_ids": [5] * tokens, "logprobs": [-0.5] * tokens, "finish_reason": finish_reason}
     return Completion.model_validate({"text": text, "policy_version": 4} | fields)
 
 
-def score(*values: float, scorer: str = "verifier") -> Score:
-    return Score.model_validate({"scorer": scorer, "version": "1", "values": values, "seconds": 0.1})
+def score(*values: float, scorer: str = "verifier", **details: list[float]) -> Score:
+    fields: dict[str, Any] = {"scorer": scorer, "version": "1", "values": values, "seconds": 0.1, "details": details}
+    return Score.model_validate(fields)

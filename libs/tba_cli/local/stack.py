@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Final
 
 from tba_cli.local import services, state_file
+from tba_cli.local.generator_pool import GeneratorPool
 from tba_cli.local.log_tail import last_lines
 from tba_cli.local.ports import LOOPBACK, answers, free_ports
 from tba_cli.local.services import StackOptions
@@ -52,6 +53,12 @@ class Stack:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.database_url = services.database_url(self.options)
         self.supervisor = Supervisor(services.specs(self.options, ports), self.directory, on_line=on_line)
+        self.generators = GeneratorPool(
+            self.supervisor,
+            services.generator_names(self.options),
+            services.process_count_file(self.options),
+            running=self.options.first_generators,
+        )
         self._held = ExitStack()
 
     def start(self) -> None:

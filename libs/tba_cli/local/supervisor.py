@@ -94,6 +94,25 @@ class Supervisor:
         with self._lock:
             self._processes[name].send_signal(number)
 
+    def park(self, name: str) -> None:
+        """End a process until it is asked for again."""
+        with self._lock:
+            self._processes[name].park(time.monotonic())
+
+    def resume(self, name: str) -> None:
+        """Start a parked process."""
+        with self._lock:
+            self._processes[name].resume(time.monotonic())
+
+    def is_parked(self, name: str) -> bool:
+        """Whether a process is not wanted now; it may still be ending."""
+        return self._processes[name].parked
+
+    def is_ready(self, name: str) -> bool:
+        """Whether a process runs and says that it is ready."""
+        process = self._processes[name]
+        return process.pid is not None and not process.parked and process.is_ready()
+
     def restarts(self) -> dict[str, int]:
         """How often each process was started again."""
         return {name: process.restarts for name, process in self._processes.items()}
@@ -141,7 +160,8 @@ class Supervisor:
             return
         with self._lock:
             for process in stage:
-                process.start(now)
+                if not process.parked:
+                    process.start(now)
         self._write_state()
         waiting = stage
         while (waiting := [process for process in waiting if not process.is_ready()]) and not self._stop.is_set():

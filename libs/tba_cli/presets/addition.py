@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Final
 
-from tba_cli.presets.preset import Preset, Start, run_learner
+from tba_cli.presets.preset import Made, Preset, Start, run_learner
 from tba_common.tasks import PromptSpec, Sampling, ScorerTerm, Target, Task
 
 PROMPT_FORMAT: Final = "{a:02d}+{b:02d}="
@@ -43,6 +43,11 @@ def supervised_start(start: Start) -> Path:
     return made
 
 
+def make(start: Start) -> Made:
+    """Nothing but the policy."""
+    return Made(policy=supervised_start(start))
+
+
 def environment(steps: int) -> dict[str, dict[str, str]]:
     """The settings of each process."""
     warmup, decay = 10, steps * 4 // 7  # the decay settles a small policy on the noise of small batches
@@ -70,7 +75,7 @@ PRESET: Final = Preset(
     ),
     problem_format=PROMPT_FORMAT,
     problems=problems,
-    policy=supervised_start,
+    make=make,
     steps=360,
     generators=2,
     environment=environment,

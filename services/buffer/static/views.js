@@ -6,6 +6,7 @@ import { ago, byId, duration, el, number, percent, say, svg, table } from "./dom
 import { trend } from "./scale.js";
 
 const TREND_STEPS = 12;
+const NEWEST_EVALUATIONS = 10;
 const EXAMPLE = `-H 'Content-Type: application/json' -d '{
   "name": "addition",
   "reward": [{"scorer": "verifier", "options": {"match": "exact"}}],
@@ -128,7 +129,19 @@ export function showEvaluations(evaluations) {
     byTask.get(task).push({ x, y });
   }
   charts.evaluation.update([...byTask].map(([name, points]) => ({ name, points })));
+  table(byId("evaluations"), "The newest evaluations", [
+    { head: "Task", cell: (one) => one.task },
+    { head: "Version", kind: "number", cell: (one) => `v${one.policy_version}` },
+    { head: "Answers", kind: "number extra", cell: (one) => `${number(one.n)} of ${number(one.n_expected)}` },
+    { head: "Reward", kind: "number", cell: (one) => meter(one.mean_reward) },
+    { head: "Accuracy", kind: "number", cell: (one) => meter(one.accuracy) },
+    { head: "pass@k", kind: "extra", cell: (one) => named(one.pass_at) },
+    { head: "KL to the reference", kind: "number extra", cell: (one) => number(one.kl, 3) },
+    { head: "Scores", kind: "extra", cell: (one) => named(one.scores) },
+  ], evaluations.slice(-NEWEST_EVALUATIONS).reverse(), "No evaluation yet.");
 }
+
+const named = (figures) => Object.entries(figures).map(([name, value]) => `${name} ${number(value, 3)}`).join(", ") || "–";
 
 export function showTasks(tasks) {
   byId("welcome").hidden = tasks.length > 0;
@@ -192,6 +205,7 @@ export function showLineage(one) {
   const scores = el("table");
   table(scores, "Scores", [
     { head: "Scorer", cell: (score) => `${score.scorer} ${score.version}` },
+    { head: "Details", kind: "extra", cell: (score) => named(score.details) },
     { head: "Score", kind: "number", cell: (score) => number(score.value, 3) },
     { head: "Seconds", kind: "number", cell: (score) => number(score.seconds, 3) },
   ], one.scores, "No scorer.");

@@ -39,7 +39,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_it() -> None:
     with kafka_broker.running() as servers:
         port = int(servers.rpartition(":")[2])
         with pytest.raises(kafka_broker.BrokerError, match=str(port)):
-            kafka_broker.start(port)
+            kafka_broker.start(kafka_broker.Listener(port))
 
 
 def test_the_process_ends_well_on_sigterm() -> None:

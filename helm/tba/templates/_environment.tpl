@@ -1,0 +1,92 @@
+{{/* What a process is told. Names are fields of its Settings class; a test compares them. */}}
+
+{{/* Every process: whom it belongs to, where Kafka is, how it is watched. Takes (list root component-values). */}}
+{{- define "tba.env.every" -}}
+{{- $root := index . 0 }}{{ $component := index . 1 -}}
+- {name: TBA_RUN_ID, value: {{ $root.Values.runId | quote }}}
+- {name: TBA_SCORERS, value: {{ include "tba.scorerNames" $root | quote }}}
+- {name: TBA_HEALTH_ADDRESS, value: "0.0.0.0:8081"}
+- {name: TBA_GRACE_SECONDS, value: {{ $component.graceSeconds | quote }}}
+- {name: TBA_LOG_FORMAT, value: json}
+{{ include "tba.env.kafka" $root }}
+{{- end }}
+
+{{- define "tba.env.kafka" -}}
+{{- $external := .Values.kafka.external -}}
+{{- if ne .Values.kafka.mode "external" -}}
+- {name: TBA_KAFKA_SERVERS, value: "{{ include "tba.fullname" . }}-kafka:9092"}
+{{- else -}}
+- {name: TBA_KAFKA_SERVERS, value: {{ $external.servers | quote }}}
+- {name: TBA_KAFKA_SECURITY_PROTOCOL, value: {{ $external.securityProtocol }}}
+{{- if hasPrefix "SASL" $external.securityProtocol }}
+- {name: TBA_KAFKA_SASL_MECHANISM, value: {{ $external.saslMechanism }}}
+- name: TBA_KAFKA_USERNAME
+  valueFrom: {secretKeyRef: {name: {{ $external.existingSecret }}, key: {{ $external.usernameKey }}}}
+- name: TBA_KAFKA_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ $external.existingSecret }}, key: {{ $external.passwordKey }}}}
+{{- end }}
+{{- if $external.caSecret }}
+- {name: TBA_KAFKA_CA_FILE, value: /etc/tba/kafka-ca/{{ $external.caKey }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Postgres. The password is libpq's own variable, so that it is never part of a URL. */}}
+{{- define "tba.env.postgres" -}}
+{{- $external := .Values.postgres.external -}}
+{{- if ne .Values.postgres.mode "external" -}}
+- {name: TBA_DATABASE_URL, value: "postgresql+psycopg://postgres@{{ include "tba.fullname" . }}-postgres:5432/postgres"}
+{{- else }}
+{{- $ca := ternary (printf "&sslrootcert=/etc/tba/postgres-ca/%s" $external.caKey) "" (ne $external.caSecret "") -}}
+- name: TBA_DATABASE_URL
+  value: "postgresql+psycopg://{{ $external.user }}@{{ $external.host }}:{{ $external.port }}/{{ $external.database }}?sslmode={{ $external.sslMode }}{{ $ca }}"
+{{- end }}
+- name: PGPASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "tba.postgresSecret" . }}
+      key: {{ ternary $external.passwordKey "password" (eq .Values.postgres.mode "external") }}
+{{- end }}
+
+{{/* How siblings share a topic. The bundled broker's group coordinator does not survive kills: each has its share. */}}
+{{- define "tba.env.share" -}}
+{{- $root := index . 0 -}}
+{{- if eq $root.Values.kafka.mode "bundled" -}}
+- {name: TBA_SHARING, value: static}
+- {name: TBA_PROCESS_COUNT, value: {{ index . 1 | quote }}}
+- name: TBA_PROCESS_INDEX
+  valueFrom: {fieldRef: {fieldPath: "metadata.labels['apps.kubernetes.io/pod-index']"}}
+{{- else -}}
+- {name: TBA_SHARING, value: group}
+{{- end }}
+{{- end }}
+
+{{- define "tba.env.weights" -}}
+{{- $store := .Values.weights.objectStore -}}
+- {name: TBA_WEIGHTS_URL, value: {{ default (printf "/var/lib/tba/weights/%s" .Values.runId) .Values.weights.url | quote }}}
+{{- if and .Values.weights.url $store.endpointUrl }}
+- {name: AWS_ENDPOINT_URL, value: {{ $store.endpointUrl | quote }}}
+{{- end }}
+{{- end }}
+
+{{- define "tba.env.hub" -}}
+{{- with .Values.policy.huggingFaceTokenSecret }}
+- name: HF_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $.Values.policy.huggingFaceTokenKey }}}}
+{{- end }}
+{{- if .Values.modelCache.offline }}
+- {name: HF_HUB_OFFLINE, value: "1"}
+{{- end }}
+{{- end }}
+
+{{- define "tba.env.apiKey" -}}
+- name: TBA_API_KEY
+  valueFrom: {secretKeyRef: {name: {{ include "tba.apiKeySecret" . }}, key: {{ .Values.api.secretKey }}}}
+{{- end }}
+
+{{/* Settings as values say them: a map from name to value. */}}
+{{- define "tba.env.settings" -}}
+{{- range $name, $value := . }}
+- {name: {{ $name }}, value: {{ $value | toString | quote }}}
+{{- end }}
+{{- end }}
