@@ -6,6 +6,7 @@ VLLM := .venv-vllm
 TORCH := 2.13.0
 # Where PyTorch publishes its CPU builds; the plain package brings gigabytes of CUDA.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+comma := ,
 READY := $(VENV)/.ready
 SMOLLM2_READY := $(VENV)/.smollm2
 VLLM_READY := $(VLLM)/.ready
@@ -63,18 +64,47 @@ test: $(SMOLLM2_READY) $(VLLM_READY)  ## every test: unit, integration on the re
 	$(VLLM)/bin/pytest -W default tests/vllm
 	$(BIN)/pytest -m e2e
 
-test-unit: $(SMOLLM2_READY)  ## the tests that need no server
+test-unit: $(SMOLLM2_READY)  ## laws and logic: no server, no child process, no language model
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-models unit-rest
 
 # Apart, so that only one of two processes has to import torch and transformers.
-MODEL_ROOMS := tests/generator tests/learner
-REST := $(filter-out $(MODEL_ROOMS) tests/integration tests/e2e tests/bench tests/vllm,$(wildcard tests/*[a-z]))
+MODEL_ROOMS := tests/generator tests/learner tests/reward
+REST := $(filter-out $(MODEL_ROOMS) tests/chart tests/data tests/integration tests/e2e tests/bench tests/vllm,$(wildcard tests/*[a-z]))
 .PHONY: unit-models unit-rest
 unit-models:
 	$(BIN)/pytest -m "not integration" $(MODEL_ROOMS)
 
 unit-rest:
 	$(BIN)/pytest -m "not integration" $(filter-out %/conftest.py,$(REST))
+
+# One image for every process on CPUs, which the chart runs by default, and a slim one for each kind of process.
+IMAGE_BUILD ?= docker build
+VERSION := 0.1.0
+IMAGE = $(IMAGE_BUILD) -f deploy/Dockerfile --build-arg VERSION=$(VERSION) --build-arg SERVICE=$(1) -t $(1):$(VERSION) \
+	--build-arg REVISION=$$(git rev-parse --short HEAD) --build-arg EXTRAS=$(2) --build-arg TORCH=$(3) .
+
+.PHONY: image images chart-test kind
+image:  ## the container image of every process, on CPUs (IMAGE_BUILD="buildah build" works too)
+	$(call IMAGE,tba,local$(comma)autoscaler$(comma)reward-models$(comma)s3$(comma)gs,cpu)
+
+images: image  ## and slim ones: control plane, verifier, learner and generators on GPUs
+	$(call IMAGE,tba-control,buffer$(comma)autoscaler,none)
+	$(call IMAGE,tba-reward,reward,none)
+	$(call IMAGE,tba-learner-cuda,learner$(comma)reward-models$(comma)s3$(comma)gs,cuda)
+	$(call IMAGE,tba-generator-cuda,generator$(comma)generator-transformers$(comma)s3$(comma)gs,cuda)
+
+chart-test: $(READY)  ## the Helm chart: rendered in every situation, checked against every rule
+	$(BIN)/pytest tests/chart
+
+kind:  ## the whole loop on a cluster on this machine (needs docker, kind, kubectl and helm)
+	@for tool in docker kind kubectl helm; do command -v $$tool >/dev/null || { echo "expected $$tool"; exit 1; }; done
+	kind get clusters | grep -qx tba || kind create cluster --config deploy/kind.yaml
+	$(MAKE) --no-print-directory image
+	kind load docker-image --name tba tba:$(VERSION)
+	kubectl create namespace tba --dry-run=client -o yaml | kubectl apply -f -
+	kubectl label --overwrite namespace tba pod-security.kubernetes.io/enforce=restricted
+	helm upgrade --install tba helm/tba --namespace tba -f helm/tba/ci/cpu-values.yaml --wait --timeout 20m
+	helm test tba --namespace tba --timeout 20m
 
 lint: $(READY)  ## formatting, lint rules, strict types
 	$(BIN)/ruff format --check .

@@ -89,11 +89,6 @@ class Client:
         """Add prompts to a task, and say what became of each."""
         return [posted for portion in _portions(prompts) for posted in self._add(name, portion)]
 
-    def seed(self, name: str, answers: Sequence[tuple[str, str]]) -> None:
-        """Give known answers to training prompts, each as the prompt's key and the answer."""
-        body = [{"key": key, "answer": answer} for key, answer in answers]
-        self._change("POST", f"{_task(name)}/seeds", body)
-
     def pause(self, name: str) -> TaskAnswer:
         """Order no more completions for a task."""
         return TaskAnswer.model_validate_json(self._change("POST", f"{_task(name)}/pause").content)

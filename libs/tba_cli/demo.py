@@ -20,12 +20,13 @@ from tba_cli.answers import Status
 from tba_cli.client import Client
 from tba_cli.demo_figures import Plan, collect, measured
 from tba_cli.local.stack import Stack, StackOptions
-from tba_cli.presets import addition, preference, redteam, smollm2
+from tba_cli.presets import addition, math, preference, redteam, smollm2
 from tba_cli.presets.preset import DemoError, Made, Preset, Start
 from tba_cli.report import Report, write_report
+from tba_cli.request_calls import seed_task
 
 PRESETS: Final = {
-    preset.name: preset for preset in (addition.PRESET, preference.PRESET, redteam.PRESET, smollm2.PRESET)
+    preset.name: preset for preset in (addition.PRESET, math.PRESET, preference.PRESET, redteam.PRESET, smollm2.PRESET)
 }
 
 
@@ -63,7 +64,7 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
         console.print(f"  {len(processes)} processes run; watch them at {stack.url}")
         client.post_task(plan.preset.task, plan.prompts)
         if seeds := plan.preset.seeds():
-            client.seed(plan.task, seeds)
+            seed_task(client, plan.task, [{"key": key, "answer": answer} for key, answer in seeds])
         client.evaluate(plan.task, 0)
         _follow(stack, client, plan, console)
         newest = _finish(stack, client, plan, console)

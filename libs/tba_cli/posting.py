@@ -53,7 +53,9 @@ def prompts_of(text: str, *, text_field: str, reference_field: str) -> list[Prom
 
 
 def seeds_of(text: str, *, answer_field: str, prompt_field: str) -> list[dict[str, str]]:
-    """Read one known answer a line, with the prompt it answers where a line has one; empty lines are passed over.
+    """Read one known answer a line, with the text or the key of the prompt it answers where a line has one.
+
+    Empty lines are passed over.
 
     Raises:
         BadInput: a line is not a JSON object of such texts; no line at all.
@@ -99,7 +101,7 @@ def _row(line: str, number: int, needed: str) -> dict[str, Any]:
 
 def _seed(line: str, number: int, answer_field: str, prompt_field: str) -> dict[str, str]:
     row = _row(line, number, answer_field)
-    found = {"answer": row[answer_field], "prompt": row.get(prompt_field)}
+    found = {"answer": row[answer_field], "prompt": row.get(prompt_field), "key": row.get("key")}
     for name, value in found.items():
         if value is not None and not isinstance(value, str):
             raise BadInput(f"line {number}: expected {name} as text, got {json.dumps(value)}")

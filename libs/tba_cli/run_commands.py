@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -42,7 +43,15 @@ def up(
         str | None,
         typer.Option(metavar="MIN:MAX", show_default=False, help="As many of them as the learner needs, such as 1:4."),
     ] = None,
-    verifiers: Annotated[int, typer.Option(min=1, help="Processes that score.")] = 1,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND[.INSTANCE]", show_default="verifier", help="A scorer to run; may be repeated."),
+    ] = None,
+    verifiers: Annotated[int, typer.Option(min=1, help="Processes of the scorer verifier.")] = 1,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROCESS:NAME=VALUE", help="A setting of one process; may be repeated."),
+    ] = None,
     generator_python: GeneratorPython = sys.executable,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of the API; 0 is any free one.")] = 8000,
     run_id: Annotated[str, typer.Option(help="Name of the run; another name starts anew.")] = "main",
@@ -66,8 +75,10 @@ def up(
         api_port=port,
         generators=generators,
         autoscale=None if autoscale is None else bounds(autoscale),
+        scorers=tuple(scorer or ("verifier",)),
         verifiers=verifiers,
         generator_python=generator_python,
+        env=settings_by_process(env or ()),
     )
     try:
         asked_to_end = run(options, Console(highlight=False), api_key)
@@ -75,6 +86,22 @@ def up(
         raise TbaError(str(error)) from error
     if not asked_to_end:
         raise TbaError("the platform ended by itself: see its logs")
+
+
+def settings_by_process(said: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Read settings such as `tba-reward-reward_model.gold:TBA_MODEL=models/gold`.
+
+    Raises:
+        BadInput: one reads otherwise.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for one in said:
+        process, _, setting = one.partition(":")
+        name, equals, value = setting.partition("=")
+        if not (process and name and equals):
+            raise BadInput(f"--env: expected PROCESS:NAME=VALUE, got {one!r}")
+        found.setdefault(process, {})[name] = value
+    return found
 
 
 def down(directory: Annotated[Path, typer.Option(help="The platform's directory.")] = _LOCAL) -> None:
@@ -123,6 +150,7 @@ class PresetName(StrEnum):
     """What a demo can teach."""
 
     addition = "addition"
+    math = "math"
     preference = "preference"
     redteam = "redteam"
     smollm2 = "smollm2"
@@ -132,7 +160,7 @@ def demo(
     preset: Annotated[
         PresetName,
         typer.Option(
-            help="addition: two digits, with a tiny policy made here, in 8 minutes. "
+            help="addition: two digits, with a tiny policy made here, in 8 minutes. math: the same with pass@k. "
             "preference: short summaries, under reward models made here. redteam: what makes a tiny chatbot swear. "
             "smollm2: one-digit products, with SmolLM2-135M-Instruct, in 25 minutes."
         ),

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Final
 
 import typer
+from rich.text import Text
 
 from tba_cli.client import Client
 from tba_cli.errors import TbaError, Unavailable
@@ -36,7 +37,7 @@ def policy(directory: Annotated[Path, typer.Argument(help="Where the policy goes
         print(f"{directory} is there already")  # noqa: T201
         return
     with TemporaryDirectory() as work:
-        start = Start(directory=Path(work), models=Path(work), prompts=problems(_SEED), say=print)
+        start = Start(directory=Path(work), models=Path(work), prompts=problems(_SEED), say=_say)
         made = supervised_start(start)
         with new_directory(directory) as aside:
             shutil.copytree(made, aside, dirs_exist_ok=True)
@@ -87,6 +88,11 @@ def _wait_for(client: Client) -> None:
             time.sleep(_LOOK_SECONDS)
         else:
             return
+
+
+def _say(text: str) -> None:
+    """A preset speaks to a terminal; here are logs."""
+    print(Text.from_markup(text).plain, flush=True)  # noqa: T201
 
 
 def main() -> None:

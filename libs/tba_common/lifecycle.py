@@ -80,6 +80,8 @@ class Lifecycle:
         return None if self._server is None else "{}:{}".format(*self._server.server_address[:2])
 
     def __enter__(self) -> Lifecycle:
+        signals, self._signalled = os.pipe()
+        threading.Thread(target=self._wait_for_signals, args=(signals,), name="signals", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         host, _, port = self._address.rpartition(":")
@@ -96,16 +98,23 @@ class Lifecycle:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+        os.close(self._signalled)
         if error is None:
             log.info("stopped", extra={"service": self.service})
         return False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        log.info("stopping", extra={"service": self.service, "signal": signal.Signals(number).name})
-        if not self.stop.is_set():
-            self._must_end_at = time.monotonic() + self._grace_seconds
-            self.stop.set()
-            self._watchdog.start()
+        # The main thread may stand inside a lock of logging or of `stop`, which must not be entered twice.
+        os.write(self._signalled, bytes([number]))
+
+    def _wait_for_signals(self, signals: int) -> None:
+        while number := os.read(signals, 1):
+            if not self.stop.is_set():
+                self._must_end_at = time.monotonic() + self._grace_seconds
+                self.stop.set()
+                self._watchdog.start()
+            log.info("stopping", extra={"service": self.service, "signal": signal.Signals(number[0]).name})
+        os.close(signals)
 
     def _end(self) -> None:
         log.error("not stopped in time: ending", extra={"service": self.service, "grace_seconds": self._grace_seconds})

@@ -109,7 +109,8 @@ class WorkerSettings(ServiceSettings):
     """A process that shares partitions with its siblings.
 
     `static`: partition p belongs to process p mod count; needed where the broker's group coordinator does not
-    survive kills (`sharing.py`, also for a count that changes). `group`: Kafka's group protocol. The wrong one loses no prompt, but leaves partitions unread.
+    survive kills (`sharing.py`, also for a count that changes). `group`: Kafka's group protocol. The wrong one loses
+    no prompt, but leaves partitions unread.
     """
 
     sharing: Literal["group", "static"] = "group"

@@ -62,7 +62,7 @@ def get_trajectory(context: Shared, permission: Permitted, trajectory_id: Trajec
         drawn = draws_of(connection, context.run_id, trajectory_id)
         audits = audits_of(connection, trajectory_id)
     logprobs = np.frombuffer(row["logprobs"], dtype="<f4").tolist()
-    packed = {
+    packed: dict[str, Any] = {
         "token_ids": tuple(np.frombuffer(row["token_ids"], dtype="<i4").tolist()),
         "logprobs": tuple(value if math.isfinite(value) else None for value in logprobs),
     }

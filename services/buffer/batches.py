@@ -29,6 +29,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from services.buffer.arrays import any_of, table_of
 from services.buffer.payload_cache import Payload, PayloadCache
+from services.buffer.references import load_ref_logprobs
 from services.buffer.sampling import Decks, GroupDraw
 from services.buffer.state_tables import decks, sampler_state
 from services.buffer.tables import batches, draws, payloads, prompts, runs, tasks
@@ -155,6 +156,7 @@ def load_groups(
     found = _load_payloads(connection, run_id, {row.trajectory_id for row in rows}, cache)
     if not all(row.trajectory_id in found for row in rows):
         return None
+    ref_logprobs = load_ref_logprobs(connection, run_id, found.keys(), specs)
     prompt_ids = [group["prompt_id"] for group in described]
     tokens = select(prompts.c.prompt_id, prompts.c.token_ids).where(prompts.c.prompt_id == any_of(prompt_ids))
     prompt_tokens = {row.prompt_id: row.token_ids for row in connection.execute(tokens)}
@@ -171,7 +173,7 @@ def load_groups(
             prompt_token_ids=np.frombuffer(prompt_tokens[described[index]["prompt_id"]], dtype="<i4"),
             temperature=specs[described[index]["task_id"]].sampling.temperature,
             target=specs[described[index]["task_id"]].target,
-            draws=tuple(_draw(row, found[row.trajectory_id]) for row in drawn),
+            draws=tuple(_draw(row, found[row.trajectory_id], ref_logprobs.get(row.trajectory_id)) for row in drawn),
         )
         for index, drawn in groupby(rows, key=attrgetter("group_index"))
     ]
@@ -192,7 +194,7 @@ def _load_payloads(
     return found
 
 
-def _draw(row: Row[Any], payload: Payload) -> Draw:
+def _draw(row: Row[Any], payload: Payload, ref_logprob: float | None) -> Draw:
     token_ids, logprobs = payload
     return Draw(
         trajectory_id=row.trajectory_id,
@@ -201,4 +203,5 @@ def _draw(row: Row[Any], payload: Payload) -> Draw:
         reward=row.reward,
         policy_version=row.policy_version,
         draw_logprob=row.draw_logprob,
+        ref_logprob=ref_logprob,
     )

@@ -1,4 +1,4 @@
-"""The reaper: trajectories that the index dropped leave the disk later, a few at a time.
+"""The reaper: trajectories that the index dropped leave the disk later, some at a time.
 
 Deleting in the path of ingest would double its cost. What a recorded batch still needs stays until a checkpoint of
 the learner covers that batch: until then it may have to be sent again.
@@ -28,6 +28,7 @@ class Reaper:
         self._lease, self._run_id = lease, run_id
         self._queue = deque(evicted)
         self._wanted = set(self._queue)
+        self._needed: set[int] = set()  # could not be deleted when they were due
         self._reaped_at = float("-inf")
 
     def evict(self, trajectory_ids: Iterable[int]) -> None:
@@ -42,14 +43,17 @@ class Reaper:
         self._wanted.difference_update(trajectory_ids)
 
     def turn(self, now: float) -> int:
-        """Delete some of what is due; return how many."""
-        if not self._queue or now - self._reaped_at < _EVERY_SECONDS:
+        """Delete some of what is due, every two seconds or when that many wait; return how many."""
+        if now - self._reaped_at >= _EVERY_SECONDS:
+            self._reaped_at = now
+            self._queue.extend(self._needed)
+            self._needed.clear()
+        elif len(self._queue) < _AT_ONCE:
             return 0
-        self._reaped_at = now
         due = {self._queue.popleft() for _ in range(min(_AT_ONCE, len(self._queue)))} & self._wanted
-        deleted = self._delete(due)
+        deleted = self._delete(due) if due else set()
         self._wanted -= deleted
-        self._queue.extend(due - deleted)
+        self._needed |= due - deleted
         return len(deleted)
 
     def _delete(self, trajectory_ids: set[int]) -> set[int]:

@@ -60,7 +60,7 @@ class Replays:
         with self._lease.transaction() as connection:
             asked = self._asked(connection)
             sent = [(letter, issue) for letter in asked for issue in self._open(connection, letter)]
-        for letter, issue in sent:
+        for letter, _ in sent:
             self._send(Letter(letter.topic, letter.partition, letter.schema_header, letter.body))
             log.info("dead letter replayed", extra={"topic": letter.topic, "issue_id": letter.issue_id})
         return [issue for _, issue in sent if issue is not None]

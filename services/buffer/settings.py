@@ -19,7 +19,7 @@ def _band(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        least, most = map(float, f"0:{value}".split(":")[-2:])
+        least, most = map(float, value.split(":") if ":" in value else ("0", value))
     except ValueError:
         raise ValueError(f"expected a number, or two as least:most, got {value!r}") from None
     return Band(least, most)
@@ -126,7 +126,7 @@ class BufferSettings(ServiceSettings):
                 f" got {kmin}, {k}, {c}"
             )
         least, most = self.samples_per_insert
-        if not 0 <= least <= most or most == 0:
+        if not 0 <= least <= most < float("inf") or most == 0:
             raise ValueError(
                 f"expected 0 <= least <= most and most > 0 in TBA_SAMPLES_PER_INSERT, got {least:g}:{most:g}:"
                 " sampling and ingest would wait for one another"

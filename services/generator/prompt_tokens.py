@@ -1,4 +1,4 @@
-"""A prompt, and an answer that is given, as the policy reads them: tokenized here, once, and by nobody after (token ids are truth)."""
+"""Prompts, and answers that are given, as the policy reads them: tokenized here, once (token ids are truth)."""
 
 from __future__ import annotations
 

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
-#: Why a decision is what it is. The first five change the number or keep it against the signals.
-Reason = Literal[
-    "override",  # a person said so
-    "limits",  # outside of minimum and maximum
-    "start",  # a task became active, there was none
-    "demand",  # the learner eats more than these can bring
-    "starving",  # the learner waits although demand was met on paper
-    "surplus",  # fewer bring enough, and have done for long
-    "no_task",  # nothing to do, for long
-    "no_signals",
-    "old_signals",
-    "pending",  # wanted more, but those asked for last are not there yet
-    "admission_limited",  # wanted more, but no more prompts may be given out
-    "no_gain",  # wanted more, but the last ones brought nothing: something else is the bottleneck
-    "settling",  # wanted a change, but the last one is too fresh to be judged
-    "in_flight",  # wanted fewer, but they could not answer in time what is in flight
-    "steady",
+from services.generator.scaling_values import Decision, Fleet, Limits, Reason, Signals
+
+__all__: Final = [
+    "Decision",
+    "Fleet",
+    "Limits",
+    "Memory",
+    "Raised",
+    "Reason",
+    "Signals",
+    "Starved",
+    "decide",
+    "demand",
+    "needed",
 ]
 
 _DEADLINE_SECONDS: Final = 60.0  # what is in flight longer than this, the buffer may send again (TBA_REISSUE_SECONDS)
@@ -38,58 +35,6 @@ _STOCKED_STEPS: Final = 2.0  # with more than this undrawn, generators may be ke
 _TREMBLE: Final = 1.1  # then a rate is higher only when it is seen higher by this
 _START_SECONDS: Final = 300.0  # of a generator, before one was seen to start
 _REMEMBERED_SECONDS: Final = 3_600.0  # a size that starved the learner is not tried again within this
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signals:
-    """What the API says of the line (`GET /v1/autoscaler`, `signals`). Seconds, and trajectories a second."""
-
-    age_seconds: float  # since the buffer last said anything
-    tasks_active: int
-    wait_ratio: float | None  # share of the last minutes that the learner waited; None before it ever could train
-    step_seconds: float | None  # of computing, without the waiting
-    batch_trajectories: int | None
-    samples_per_insert: float  # most draws of a trajectory, on average
-    trajectories_per_second: float  # that came back in the last minute
-    fresh_steps: float  # steps that what came back and was not drawn yet is good for
-    stock_steps: float  # steps that may be taken before samples_per_insert asks for more
-    staleness_versions: float | None  # mean of what was trained lately
-    admission_capacity: int  # groups that may be in flight before those made now would be too old
-    in_flight_prompts: int
-    in_flight_completions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fleet:
-    """The generators there are: `replicas` asked for, `ready` of them sampling. The rest is pending."""
-
-    replicas: int
-    ready: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a deployment chose."""
-
-    min_replicas: int = 1  # while a task is active
-    max_replicas: int = 8
-    headroom: float = 0.15
-    starving_ratio: float = 0.05
-    calm_ratio: float = 0.02
-    settle_seconds: float = 120.0
-    down_after_seconds: float = 600.0
-    down_every_seconds: float = 120.0
-    zero_after_seconds: float = 900.0
-    max_age_seconds: float = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """`sentence` is for people, `reason` for machines."""
-
-    desired: int
-    reason: Reason
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A policy from scratch that learns while one watches: a Llama of 0.9 million parameters, one token a character or word.
+"""A policy from scratch that learns while one watches: 0.9 million parameters, one token a character or word.
 
 Random weights; `supervised` gives it a start. It fits a demo and a test, and goes through every door a real
 model goes through.

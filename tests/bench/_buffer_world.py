@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +10,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from services.buffer.inbox import Inbox
 from services.buffer.lease import Lease
+from services.buffer.limiter import INGEST_ROWS
 from services.buffer.migrations import migrate
 from services.buffer.restore import ensure_run
 from services.buffer.settings import BufferSettings
@@ -38,12 +36,6 @@ _FILL_PAYLOADS: Final = """
     FROM generate_series(CAST(:first AS bigint), :last - 1) AS n,
         (SELECT string_agg(int4send((random() * 50000)::int), '') AS tokens FROM generate_series(1, 1000)) AS noise;
 """
-
-
-def cpu_pressure() -> float:
-    """Percent of the last ten seconds in which somebody waited for a core; 0 where the kernel does not say."""
-    file = Path("/proc/pressure/cpu")
-    return float(file.read_text().split("avg10=")[1].split()[0]) if file.exists() else 0.0
 
 
 def settings(url: str, **changes: Any) -> BufferSettings:
@@ -111,6 +103,11 @@ class Store:
         with self.engine.begin() as connection:
             return list(connection.execute(text(query), values).scalars())
 
+    def answered(self, rows: int, prompts: int, *, version: int) -> list[Inbox]:
+        """Order `rows` trajectories; return the answers, decoded, as many together as make a transaction."""
+        records = list(arrivals(self.order(rows // COMPLETIONS, prompts), prompts, version=version))
+        return list(inboxes(records, INGEST_ROWS))
+
 
 def arrivals(issue_ids: list[int], prompts: int, *, version: int, repeated: float = 0.02) -> Iterator[Record]:
     """Answers to orders as they lie on the wire: 256 to 512 tokens each, a few of them said before."""
@@ -119,8 +116,9 @@ def arrivals(issue_ids: list[int], prompts: int, *, version: int, repeated: floa
     for offset, issue_id in enumerate(issue_ids):
         tokens = []
         for index in range(COMPLETIONS):
-            start = 7 if index and rng.random() < repeated else int(rng.integers(0, len(said) - 512))
-            tokens.append(said[start : start + int(rng.integers(256, 512))].astype(np.int32))
+            again = index and rng.random() < repeated
+            start, length = (7, 300) if again else (int(rng.integers(0, len(said) - 512)), int(rng.integers(256, 512)))
+            tokens.append(said[start : start + length].astype(np.int32))
         yield record_of(issue_id, (offset + 1) % prompts + 1, tokens, version, offset)
 
 
@@ -162,23 +160,12 @@ def record_of(issue_id: int, prompt_id: int, tokens: list[np.ndarray[Any, Any]],
 
 
 def inboxes(records: list[Record], rows: int) -> Iterator[Inbox]:
-    """Decoded records, as many together as make a transaction."""
+    """Decoded records, in heaps of about so many rows."""
     inbox = Inbox()
     for record in records:
         inbox.add([record])
         if inbox.rows >= rows:
             yield inbox
             inbox = Inbox()
-
-
-@contextmanager
-def timed(seconds: list[float]) -> Iterator[None]:
-    """Append how long the block took."""
-    began = time.perf_counter()
-    yield
-    seconds.append(time.perf_counter() - began)
-
-
-def percentile(seconds: list[float], q: float) -> float:
-    """In milliseconds."""
-    return float(np.percentile(seconds, q) * 1e3)
+    if inbox.rows:
+        yield inbox

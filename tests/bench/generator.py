@@ -162,7 +162,7 @@ def transformers_answers(snapshot: Snapshot) -> list[tuple[tuple[int, ...], Comp
 
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, fetched and unpacked once."""
-    return unpacked(Start(directory=Path("runs"), models=Path("runs/models"), prompts=(), say=print))
+    return unpacked(Start(directory=Path("runs"), models=Path("runs/models"), prompts=(), say=print)).policy
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from services.buffer.in_flight import InFlight
-from services.buffer.orders import Issue, Purpose
+from services.buffer.orders import Issue
+from tba_common.messages import Purpose
 
 
 def issue(number: int, *, purpose: Purpose = "train", completions: int = 16, partition: int = 0) -> Issue:

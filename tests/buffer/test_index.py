@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,6 +116,33 @@ def test_the_online_window_does_not_grow_when_the_same_answers_come_again() -> N
 def test_the_online_window_is_never_larger_than_what_is_stored() -> None:
     index = index_of([5] * 120, capacity=100)  # the original: n_online 120 of 100, a negative index
     assert index.online(7)["trajectory_id"].tolist() == list(range(20, 120))
+
+
+def test_the_online_window_is_as_wide_as_asked() -> None:
+    index = Index(capacity=100, fewest=1, max_staleness=8, recency=3)
+    index.activate(frozenset({1}))
+    index.apply(7, 1, rows_of([(v, v, 0.0) for v in range(6)]))
+    assert index.online(7)["version"].tolist() == [3, 4, 5]
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.lists(st.integers(0, 12), min_size=1, max_size=9)), max_size=12))
+def test_an_index_that_is_loaded_at_once_is_the_one_that_grew(arrivals: list[tuple[int, list[int]]]) -> None:
+    grown, loaded = (Index(capacity=5, fewest=2, max_staleness=4, recency=2) for _ in range(2))
+    for n, (prompt, versions) in enumerate(arrivals):
+        grown.apply(prompt, 1, rows_of([(v, 100 * n + i, i % 3) for i, v in enumerate(versions)]))
+    prompts = sorted({prompt for prompt, _ in arrivals})
+    for index in (grown, loaded):
+        index.advance(9)
+    kept = [grown._since(x, -1) for x in prompts]
+    starts = np.cumsum([0, *map(len, kept)])[:-1]
+    loaded.load(np.concatenate([rows_of([]), *kept]), np.array(prompts, int), np.ones(len(prompts), int), starts)
+    for index in (grown, loaded):
+        index.activate(frozenset({1}))
+    assert (grown.ready, grown.online_ready, grown.stocked) == (loaded.ready, loaded.online_ready, loaded.stocked)
+    assert (grown.size, grown.newest) == (loaded.size, loaded.newest)
+    for name in ("kth", "newest", "task_id"):
+        assert grown.about(prompts)[name].tolist() == loaded.about(prompts)[name].tolist()
+    assert grown.about(prompts)["spread"] == pytest.approx(loaded.about(prompts)["spread"], abs=1e-6)
 
 
 def test_a_refreshed_trajectory_moves_to_its_new_version() -> None:

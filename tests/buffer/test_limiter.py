@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.buffer.limiter import REASONS, Limits, Reason, Stock, blocked, feed_credits
+from services.buffer.limiter import INGEST_ROWS, REASONS, Limits, Reason, Stock, blocked, feed_credits, holds_ingest
 from services.buffer.pacing import Backlog
 
 LIMITS = Limits(groups=4, min_size=100, samples_per_insert=2.0, max_staleness=3)
@@ -52,6 +52,63 @@ def test_samples_stay_within_one_batch_of_the_ratio() -> None:
     assert 2 * FULL.inserts < samples <= 2 * FULL.inserts + batch
 
 
+def test_a_batch_that_needs_the_newest_version_waits_for_it() -> None:
+    strict = replace(LIMITS, needs_online=True)
+    assert blocked(strict, FULL) == "not_ready"
+    assert blocked(strict, replace(FULL, online=1)) is None
+    assert blocked(LIMITS, FULL) is None
+
+
+BAND = replace(LIMITS, least_samples_per_insert=1.0, trajectories=5)
+
+
+def held(inserts: int, samples: int, reason: Reason | None = None, *, holds: bool = False) -> bool:
+    return holds_ingest(BAND, reason, inserts=inserts, samples=samples, holds=holds)
+
+
+def test_ingest_waits_above_the_slack_and_goes_on_below_half_of_it() -> None:
+    slack = 4 * 5 + INGEST_ROWS
+    assert BAND.slack == slack
+    assert not held(1_000 + slack, 1_000)
+    assert held(1_001 + slack, 1_000)
+    assert held(1_001 + slack // 2, 1_000, holds=True)
+    assert not held(1_000 + slack // 2, 1_000, holds=True)
+
+
+@pytest.mark.parametrize("reason", ["min_size", "stale", "not_ready", "ratio"])
+def test_ingest_never_waits_while_a_batch_waits_for_data(reason: Reason) -> None:
+    assert held(1_000_000, 0, "in_flight")
+    assert not held(1_000_000, 0, reason, holds=True)
+
+
+def test_without_a_least_ingest_never_waits() -> None:
+    assert not holds_ingest(LIMITS, None, inserts=10**9, samples=0, holds=True)
+
+
+@pytest.mark.parametrize("least", [-1.0, 2.5])
+def test_an_empty_band_is_refused(least: float) -> None:
+    with pytest.raises(ValueError, match=r"expected 0 <= least <= most samples per insert, got .* and 2"):
+        replace(LIMITS, least_samples_per_insert=least)
+
+
+@given(
+    st.floats(0.01, 10),
+    st.floats(0, 1),
+    st.integers(0, 10**6),
+    st.integers(0, 10**7),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_ingest_and_sampling_never_wait_for_one_another(
+    most: float, share: float, inserts: int, samples: int, holds: bool, groups: int
+) -> None:
+    limits = replace(LIMITS, samples_per_insert=most, least_samples_per_insert=most * share, groups=groups or 1)
+    stock = replace(FULL, inserts=inserts, samples=samples, ready=100, stocked=100, trainable=100)
+    reason = blocked(limits, stock)
+    waits = holds_ingest(limits, reason, inserts=inserts, samples=samples, holds=holds)
+    assert reason is None or not waits
+
+
 def test_the_feed_orders_what_the_learner_can_take_in_before_it_is_stale() -> None:
     assert feed_credits(LIMITS, None, steps_per_version=5, in_flight_groups=0, undrawn_groups=0) == 3 * 5 * 4
     assert feed_credits(LIMITS, "in_flight", steps_per_version=5, in_flight_groups=20, undrawn_groups=30) == 10
@@ -80,6 +137,8 @@ class Line:
     untrained: int = 0
     versions: dict[int, list[int]] = field(default_factory=dict)  # of the answers, by prompt
     in_flight: deque[int] = field(default_factory=deque)
+    wire: deque[int] = field(default_factory=deque)  # answers that wait to be taken in
+    holds: bool = False
     backlog: Backlog = field(default_factory=Backlog)
 
     @property
@@ -109,15 +168,18 @@ class Line:
         )
         if reason is None:
             self.draw(ready)
+        self.holds = holds_ingest(self.limits, reason, inserts=self.inserts, samples=self.samples, holds=self.holds)
+        while self.wire and not self.holds:
+            self.take_in(self.wire.popleft())
         self.backlog.forget(oldest)
         room = feed_credits(
             self.limits,
             reason,
             steps_per_version=self.steps_per_version,
-            in_flight_groups=len(self.in_flight),
+            in_flight_groups=len(self.in_flight) + len(self.wire),
             undrawn_groups=self.backlog.count(ready),
         )
-        free = [x for x in range(self.prompts) if x not in self.in_flight]
+        free = [x for x in range(self.prompts) if x not in self.in_flight and x not in self.wire]
         self.in_flight.extend(free[:room])
         for _ in range(min(answered, len(self.in_flight))):
             self.answer(self.in_flight.popleft(), lost=lost)
@@ -133,15 +195,19 @@ class Line:
 
     def answer(self, prompt: int, *, lost: bool) -> None:
         if not lost:
-            self.inserts += self.completions
-            self.versions.setdefault(prompt, []).append(self.version)
-            self.backlog.arrived(prompt, self.version)
+            self.wire.append(prompt)
+
+    def take_in(self, prompt: int) -> None:
+        self.inserts += self.completions
+        self.versions.setdefault(prompt, []).append(self.version)
+        self.backlog.arrived(prompt, self.version)
 
 
 @given(
     groups=st.integers(1, 8),
     min_size=st.integers(0, 60),
     samples_per_insert=st.floats(0.05, 10),
+    least_share=st.sampled_from([0.0, 0.5, 1.0]),
     max_staleness=st.integers(1, 3),
     prompts=st.integers(1, 12),
     completions=st.integers(1, 8),
@@ -153,6 +219,7 @@ def test_the_line_never_stands_still_for_good(
     groups: int,
     min_size: int,
     samples_per_insert: float,
+    least_share: float,
     max_staleness: int,
     prompts: int,
     completions: int,
@@ -161,7 +228,11 @@ def test_the_line_never_stands_still_for_good(
     weather: list[tuple[int, bool, bool]],
 ) -> None:
     limits = Limits(
-        groups=groups, min_size=min_size, samples_per_insert=samples_per_insert, max_staleness=max_staleness
+        groups=groups,
+        min_size=min_size,
+        samples_per_insert=samples_per_insert,
+        least_samples_per_insert=samples_per_insert * least_share,
+        max_staleness=max_staleness,
     )
     line = Line(limits, 4, prompts, completions, answers_needed, steps_per_version)
     for answered, lost, trains in weather:  # anything may happen

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from services.buffer.deck import Deck
 from services.buffer.index import Index, rows_of
-from services.buffer.picking import Floats, Picks, pick
+from services.buffer.picking import Floats, Picks, pick, pick_groups
 from services.buffer.sampling import Decks, GroupDraw, Law, Sampler
 from tests.buffer.laws import fits, plackett_luce
 
@@ -105,6 +105,29 @@ def test_fewer_than_k_are_all_drawn_once_and_then_again_by_softmax() -> None:
         extra.update(int(p) for p in picks.positions[2:])
         assert picks.draw_logprobs[2:] == pytest.approx(np.log([weights[p] / 4 for p in picks.positions[2:]]))
     assert fits(extra, {0: 0.25, 1: 0.75})
+
+
+def test_by_the_published_law_a_small_prompt_draws_everything_with_replacement() -> None:
+    rng = np.random.default_rng(4)
+    weights = np.log([1.0, 3.0])
+    counts: Counter[int] = Counter()
+    for _ in range(1_000):
+        small, large = pick_groups(rng, [weights, np.log(WEIGHTS)], [ids(2), ids(6)], 3, all_independent=True)
+        counts.update(int(p) for p in small.positions)
+        assert small.draw_logprobs == pytest.approx(small.marginal_logprobs)
+        assert len(set(large.positions.tolist())) == 3  # without replacement where there is enough
+    assert fits(counts, {0: 0.25, 1: 0.75})
+
+
+def test_groups_of_different_sizes_are_drawn_as_if_alone() -> None:
+    rng = np.random.default_rng(5)
+    orders: Counter[tuple[int, ...]] = Counter()
+    for _ in range(2_000):
+        picked = pick_groups(rng, [np.zeros(2), np.log(WEIGHTS), np.zeros(40)], [ids(2), ids(6), ids(40)], 2)
+        orders[tuple(picked[1].positions.tolist())] += 1
+        assert picked[1].log_normalizer == pytest.approx(math.log(sum(WEIGHTS)))
+        assert (picked[0].kappa, len(set(picked[2].positions.tolist()))) == (-math.inf, 2)
+    assert fits(orders, plackett_luce(WEIGHTS, 2))
 
 
 @pytest.mark.parametrize("inverse_temperature", [100.0, 500.0, 1e6])

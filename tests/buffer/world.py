@@ -287,7 +287,7 @@ def trajectories(
         temperature=0.9,
         top_p=1.0,
         generator="g-0",
-        scores=(Score(scorer="verifier", version="1", values=values, seconds=0.1),),
+        scores=tuple(Score(scorer=term.scorer, version="1", values=values, seconds=0.1) for term in order.reward),
         remaining=(),
     )
     return Trajectories(run_id=RUN, rollout=rollout, rewards=values)

@@ -50,9 +50,15 @@ def expected() -> dict[str, Any]:
     return {f"{component}Settings": _object(variables(component) - SET_BY_CHART) for component in FILES}
 
 
+def load() -> dict[str, Any]:
+    """The schema as it is."""
+    schema: dict[str, Any] = json.loads(SCHEMA.read_text())
+    return schema
+
+
 def main() -> None:
     """Bring the schema up to the Settings classes."""
-    schema = json.loads(SCHEMA.read_text())
+    schema = load()
     schema["$defs"] |= expected()
     SCHEMA.write_text(_compact(json.dumps(schema, indent=2)) + "\n")
 
@@ -61,7 +67,13 @@ def _compact(text: str) -> str:
     """Put what is short on one line, innermost first."""
 
     def on_one_line(match: re.Match[str]) -> str:
-        line = re.sub(r"\s*\n\s*", " ", match[0]).replace("{ ", "{").replace(" }", "}").replace("[ ", "[").replace(" ]", "]")
+        line = (
+            re.sub(r"\s*\n\s*", " ", match[0])
+            .replace("{ ", "{")
+            .replace(" }", "}")
+            .replace("[ ", "[")
+            .replace(" ]", "]")
+        )
         return line if len(line) <= _LINE else match[0]
 
     for _ in range(2):
@@ -77,7 +89,7 @@ def _classes(file: str) -> list[type[BaseSettings]]:
 
 def _object(names: set[str]) -> dict[str, Any]:
     setting = {"$ref": "#/$defs/setting"}
-    return {"type": "object", "additionalProperties": False, "properties": {name: setting for name in sorted(names)}}
+    return {"type": "object", "additionalProperties": False, "properties": dict.fromkeys(sorted(names), setting)}
 
 
 if __name__ == "__main__":

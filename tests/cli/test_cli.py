@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tba_cli import cli
+from tba_cli import cli, run_commands
+from tba_cli.errors import BadInput
 from tests.cli.fake_api import STATUS, TASK, FakeApi, Reply, listing, problem, step
 
 
@@ -176,3 +177,17 @@ def test_up_without_a_model_says_how_to_get_one(tba: Tba, tmp_path: Path, monkey
 
 def test_down_where_nothing_runs_says_so(tba: Tba, tmp_path: Path) -> None:
     assert "nothing runs" in tba("down", "--directory", str(tmp_path)).out
+
+
+def test_a_setting_of_one_process_is_named_with_it() -> None:
+    said = ["tba-reward-reward_model.gold:TBA_MODEL=models/gold=1", "tba-buffer:TBA_MIN_SIZE=1"]
+    assert run_commands.settings_by_process(said) == {
+        "tba-reward-reward_model.gold": {"TBA_MODEL": "models/gold=1"},
+        "tba-buffer": {"TBA_MIN_SIZE": "1"},
+    }
+
+
+@pytest.mark.parametrize("said", ["TBA_MIN_SIZE=1", "tba-buffer:TBA_MIN_SIZE", ":A=1"])
+def test_a_setting_of_no_process_is_refused(said: str) -> None:
+    with pytest.raises(BadInput, match="expected PROCESS:NAME=VALUE"):
+        run_commands.settings_by_process([said])

@@ -9,10 +9,16 @@ from pathlib import Path
 from tba_cli.report import Curves, Report, write_report
 
 REPORT = Report(
-    accuracy_before=0.6,
-    accuracy_after=0.95,
+    measure="Accuracy",
+    measured_on="600 held-out problems",
+    before=0.6,
+    after=0.95,
     interval_before=(0.56, 0.638),
     interval_after=(0.93, 0.965),
+    trials=600,
+    beside={},
+    accuracy_before=0.6,
+    accuracy_after=0.95,
     held_out_problems=600,
     answers_per_problem=1,
     evaluation="greedy",
@@ -39,6 +45,7 @@ CURVES = Curves(
     step_ends_seconds=[float(i) for i in range(30)],
     trajectories_per_step=256,
     evaluations=[(0, 0.6), (10, 0.95)],
+    beside={},
 )
 
 
@@ -73,3 +80,21 @@ def test_text_on_the_page_is_escaped(tmp_path: Path) -> None:
 def test_a_run_too_short_for_a_curve_still_has_a_report(tmp_path: Path) -> None:
     write_report(tmp_path, REPORT, replace(CURVES, rewards=[0.5], losses=[1.0], step_ends_seconds=[0.0]))
     assert (tmp_path / "report.html").read_text().count("<svg") == 5
+
+
+def test_figures_beside_the_measured_one_have_a_picture_and_a_row_each(tmp_path: Path) -> None:
+    beside = {"diversity": (0.8, 0.7), "kl": (None, 5.5)}
+    points = {"diversity": [(0, 0.8), (10, 0.7)], "kl": [(10, 5.5)]}
+    write_report(tmp_path, replace(REPORT, beside=beside), replace(CURVES, beside=points))
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 7
+    assert "<tr><th>kl</th><td class=n>-</td><td class=n>5.500</td></tr>" in page
+    assert json.loads((tmp_path / "report.json").read_text())["beside"]["diversity"] == [0.8, 0.7]
+
+
+def test_where_each_answer_is_a_trial_the_page_says_so(tmp_path: Path) -> None:
+    measured = replace(REPORT, measure="Mean toxicity", measured_on="256 fresh attacks", trials=256)
+    write_report(tmp_path, replace(measured, held_out_problems=4, answers_per_problem=64), CURVES)
+    page = (tmp_path / "report.html").read_text()
+    assert "Mean toxicity on 256 fresh attacks, greedy: 60.0% before, 95.0% after 30 steps" in page
+    assert "n = 256 answers)" in page

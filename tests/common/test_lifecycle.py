@@ -22,6 +22,8 @@ from tba_common import lifecycle
 from tba_common.lifecycle import Lifecycle, configure_logging
 from tba_common.settings import ServiceSettings
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:

@@ -18,6 +18,8 @@ from services.generator.weight_sync import canary_gap
 from tests.generator.tiny_adapter import AdapterPublisher, altered
 from tests.generator.tiny_policy import CUTS, SEQUENCES, Policy, Publisher, logprob_of, sample
 
+pytestmark = pytest.mark.integration
+
 
 def publisher_of(root: Path, policy: Policy) -> AdapterPublisher:
     adapters = AdapterPublisher(root, policy)

@@ -30,6 +30,8 @@ from tests.generator.tiny_policy import (
     sample,
 )
 
+pytestmark = pytest.mark.integration
+
 
 @torch.no_grad()
 def teacher_forced(model: Any, finished: Finished, completion: Completion, temperature: float, top_p: float) -> Any:

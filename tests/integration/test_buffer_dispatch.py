@@ -24,9 +24,9 @@ def world(migrated: str) -> Iterator[World]:
     world.close()
 
 
-def started(world: World, *, train: int = 4, **settings: object) -> Running:
+def started(world: World, *, train: int = 4, reward: object = ({"scorer": "verifier"},), **settings: object) -> Running:
     """A run whose first answers are stored, so that batches flow."""
-    world.add_task(train=train)
+    world.add_task(train=train, reward=reward)
     world.announce(0)
     running = world.open(**settings)
     running.turns(2)
@@ -289,3 +289,20 @@ def test_the_reaper_keeps_what_a_batch_may_still_need(world: World) -> None:
         assert connection.execute(select(runs.c.checkpoint_batch_id)).scalar_one() == 2
     assert stored.isdisjoint(drawn)
     assert world.ledger().stored == len(stored) + len(drawn)
+
+
+def test_a_draw_carries_what_the_reference_scorer_found(world: World) -> None:
+    started(world, reward=[{"scorer": "verifier"}, {"scorer": "reference"}])
+    groups = world.broker.groups()
+    assert groups
+    found = {draw.trajectory_id: draw.ref_logprob for group in groups for draw in group.draws}
+    with world.reading() as connection:
+        rows = connection.execute(select(trajectories.c.trajectory_id, trajectories.c.scores))
+        stored = {row.trajectory_id: row.scores for row in rows}
+    for trajectory_id, ref_logprob in found.items():
+        assert [s["value"] for s in stored[trajectory_id] if s["scorer"] == "reference"] == [ref_logprob]
+
+
+def test_without_a_reference_scorer_a_draw_has_no_reference_logprob(world: World) -> None:
+    started(world)
+    assert {draw.ref_logprob for group in world.broker.groups() for draw in group.draws} == {None}

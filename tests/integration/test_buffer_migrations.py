@@ -95,3 +95,22 @@ def test_the_migrate_command_brings_a_database_to_the_newest_revision(connect: C
     subprocess.run(command, env={"TBA_DATABASE_URL": database}, check=True, capture_output=True, timeout=60)
     engine = connect(database)
     require_head(engine)
+
+
+def test_a_program_runs_on_the_schema_of_a_newer_one_and_leaves_it_alone(connect: Connect, migrated: str) -> None:
+    engine = connect(migrated)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    require_head(engine)
+    migrate(migrated)
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
+
+
+def test_whoever_waits_for_the_schema_goes_on_when_it_is_there(connect: Connect, database: str) -> None:
+    command = [sys.executable, "-m", "services.buffer", "await-schema"]
+    with subprocess.Popen(command, env={"TBA_DATABASE_URL": database}, stderr=subprocess.PIPE, text=True) as waiter:
+        assert waiter.stderr is not None
+        assert "waiting for the schema" in waiter.stderr.readline()
+        migrate(database)
+        assert waiter.wait(30) == 0

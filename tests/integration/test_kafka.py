@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -117,6 +118,54 @@ def test_static_sharing_covers_every_partition_exactly_once(
         shares.append(sorted(record.partition for record in take(consumer, PROMPTS.partitions // 3)))
         assert consumer.take(1, 0.2) == []
     assert shares == [list(range(index, PROMPTS.partitions, 3)) for index in range(3)]
+
+
+def test_a_share_follows_the_count_in_a_file_and_what_was_done_is_not_read_again(
+    producer: Producer,
+    broker: str,
+    run_id: str,
+    open_until_end: ExitStack,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="tba_common.kafka_consumer")
+    count = tmp_path / "count"
+    count.write_text("1")
+
+    def member(index: int) -> Consumer:
+        settings = WorkerSettings.model_validate(
+            {"run_id": run_id, "kafka_servers": broker, "sharing": "static"}
+            | {"process_index": index, "process_count_file": count}
+        )
+        consumer = Consumer(settings, PROMPTS.name, GROUP, window=100)
+        open_until_end.callback(consumer.close)
+        return consumer
+
+    def send(number: int) -> None:
+        for partition in range(PROMPTS.partitions):
+            message = Resumed(run_id=run_id, batch_id=number, step=0)
+            producer.send(PROMPTS.name, message, partition=partition)
+        producer.flush()
+
+    one, two = member(0), member(1)
+    send(1)
+    for record in take(one, PROMPTS.partitions):
+        one.done(record)
+    assert two.take(1, 0.3) == []
+    caplog.clear()
+    count.write_text("2")
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while [record.getMessage() for record in caplog.records].count("partitions assigned") < 2:
+        assert time.monotonic() < deadline
+        one.take(1, 0.05)
+    send(2)
+    half = PROMPTS.partitions // 2
+    shares = [take(consumer, half) for consumer in (one, two)]
+    assert [sorted(record.partition for record in share) for share in shares] == [
+        list(range(half)),
+        list(range(half, PROMPTS.partitions)),
+    ]
+    assert {number_of(record) for share in shares for record in share} == {2}
 
 
 def test_a_process_beyond_the_partitions_has_nothing_to_do(

@@ -23,6 +23,8 @@ from tba_common.weights import WeightStore
 from tests.learner.groups import batch
 from tests.learner.small_policy import EOS, PAD, write_small
 
+pytestmark = pytest.mark.integration
+
 RANK: Final = 2
 LINEAR_LAYERS: Final = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 

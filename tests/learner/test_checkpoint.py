@@ -16,6 +16,8 @@ from services.learner.schedule import LearningRateSchedule
 from services.learner.update import Updater
 from tests.learner.groups import batch
 
+pytestmark = pytest.mark.integration
+
 MakeUpdater = Callable[..., Updater]
 
 

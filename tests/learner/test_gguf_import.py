@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from services.learner.gguf_import import import_gguf
 
+pytestmark = pytest.mark.integration
+
 #: One token a character, and one merge: what a byte-level BPE needs at least.
 TOKENS: Final = ["<|end|>", *"0123456789+=", "Ċ", "12"]
 TEMPLATE: Final = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}={% endif %}"

@@ -25,6 +25,8 @@ from tests.learner.fakes import FakeBroker
 from tests.learner.groups import RUN, batch, draw, group
 from tests.learner.small_policy import write_small
 
+pytestmark = pytest.mark.integration
+
 MakeUpdater = Callable[..., Updater]
 
 

@@ -13,6 +13,8 @@ import pytest
 from services.learner.__main__ import main
 from services.learner.supervised import HELD_OUT
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = """
 import sys
 from services.learner.__main__ import main

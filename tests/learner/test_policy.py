@@ -15,6 +15,8 @@ from services.learner.policy import CANARY_TEXTS, Policy, sequence_logprob
 from tba_common.weights import WeightStore
 from tests.learner.small_policy import EOS, PAD, write_small
 
+pytestmark = pytest.mark.integration
+
 #: Pairs of prompt and completion, of unequal lengths on both sides.
 PAIRS: Final = [([19, 14, 20], [40, 41, EOS]), ([25], [42, EOS]), ([19, 30, 31, 32, 33], [43, 44, 45, 46, EOS])]
 

@@ -14,6 +14,8 @@ from services.learner.policy import Policy, sequence_logprob
 from services.learner.shared_prompts import shared_prompt_logprob, shares_prompts
 from tests.learner.small_policy import EOS, PAD
 
+pytestmark = pytest.mark.integration
+
 SHORT: Final = [19, 14]
 LONG: Final = [25, 30, PAD, EOS, 33, 34]  # padding and EOS may stand in a prompt
 COMPLETIONS: Final = [[40, 41, EOS], [42, EOS], [43, 44, 45, 46, EOS], [PAD]]

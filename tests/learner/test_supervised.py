@@ -18,6 +18,8 @@ from services.learner.collate import pad_rows
 from services.learner.supervised import HELD_OUT, Outcome, greedy_accuracy, train
 from tests.learner.small_policy import EOS, PAD
 
+pytestmark = pytest.mark.integration
+
 
 def lines(count: int, *, answer: str = "7") -> list[str]:
     return [json.dumps({"text": f"{i % 10}=", "reference": answer}) for i in range(count)]

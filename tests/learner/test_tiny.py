@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.learner.tiny import CHARACTERS, tiny_model, tiny_tokenizer, write_tiny
 
+pytestmark = pytest.mark.integration
+
 
 def test_a_character_is_a_token_and_nothing_is_added() -> None:
     tokenizer = tiny_tokenizer()

@@ -18,6 +18,8 @@ from tba_common.tasks import Target
 from tests.learner.groups import PROMPT, batch, draw, group
 from tests.learner.small_policy import EOS
 
+pytestmark = pytest.mark.integration
+
 MakeUpdater = Callable[..., Updater]
 #: A batch of 2 groups of 4 rows of up to 9 tokens: each group alone, in several parts, each row alone.
 BUDGETS: Final = [40, 20, 1]

@@ -15,6 +15,8 @@ from tba_common.codec import BadMessage
 from tba_common.settings import WRONG_SETTINGS
 from tests.reward.rollouts import prompt, rollout
 
+pytestmark = pytest.mark.integration
+
 DIGITS_RIGHT = """
 def score(prompt, completion, reference):
     if completion == "?":

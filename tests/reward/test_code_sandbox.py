@@ -21,6 +21,8 @@ from services.reward.code_child import MODULES
 from services.reward.code_probe import prove
 from services.reward.code_sandbox import Call, NoScore, Sandbox, SandboxBroken
 
+pytestmark = pytest.mark.integration
+
 REFUSED = r"^raised PermissionError: \[Errno 1\] Operation not permitted"
 
 

@@ -17,6 +17,8 @@ from tba_common.codec import BadMessage
 from tests.reward import tiny_models
 from tests.reward.rollouts import rollout
 
+pytestmark = pytest.mark.integration
+
 
 def test_two_alike_and_one_across_have_distances_by_hand() -> None:
     embeddings = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)

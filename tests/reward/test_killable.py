@@ -15,6 +15,8 @@ import pytest
 
 from services.reward.killable import EvaluationFailed, Killable
 
+pytestmark = pytest.mark.integration
+
 LIMIT_SECONDS = 0.4
 #: 9 ** n inside one C call: for ever when n is large, and deaf to SIGTERM meanwhile.
 power_of_nine = partial(pow, 9)

@@ -17,6 +17,8 @@ from tba_common.tasks import Sampling
 from tests.reward import tiny_models
 from tests.reward.rollouts import prompt, rollout
 
+pytestmark = pytest.mark.integration
+
 PROMPT = [4, 5, 6]
 ANSWERS = [[7, 8, 1], [9], [3, 3, 3, 3, 3, 1], [0, 1]]
 

@@ -17,6 +17,8 @@ from tests.reward import tiny_models
 from tests.reward.rollouts import prompt, rollout
 from tests.reward.tiny_models import EOS
 
+pytestmark = pytest.mark.integration
+
 TEXTS = ("19", "20 is it", "no", "2", "")
 ORDER = prompt(reference=None)
 

@@ -15,6 +15,8 @@ from services.reward.reward_model_training import Recipe, train
 from tests.reward import tiny_models
 from tests.reward.rollouts import prompt, rollout
 
+pytestmark = pytest.mark.integration
+
 RECIPE = Recipe(epochs=6, batch=16, learning_rate=3e-3)
 
 

@@ -20,6 +20,8 @@ from tba_common.codec import BadMessage
 from tests.reward import tiny_models
 from tests.reward.rollouts import prompt, rollout
 
+pytestmark = pytest.mark.integration
+
 LOG_P = {"kind": -4.0, "rude": -0.1, "vile": -0.01}
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from services.reward import train_reward_model
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = """
 import sys
 from services.reward.__main__ import main

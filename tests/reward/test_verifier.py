@@ -14,6 +14,8 @@ from services.reward.verifier_settings import VerifierSettings
 from tba_common.codec import BadMessage
 from tests.reward.rollouts import prompt, rollout
 
+pytestmark = pytest.mark.integration
+
 #: math-verify works out the power, digit by digit.
 NEVER_ENDING = "$9^{9^9}$"
 

@@ -18,6 +18,8 @@ from tba_common.codec import BadMessage
 from tests.reward import tiny_models
 from tests.reward.rollouts import prompt, rollout
 
+pytestmark = pytest.mark.integration
+
 OPTIONS: dict[str, Any] = {"samples": 3, "max_new_tokens": 6, "template": "text", "temperature": 1.0, "top_p": 1.0}
 
 

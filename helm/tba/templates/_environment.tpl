@@ -1,6 +1,6 @@
 {{/* What a process is told. Names are fields of its Settings class; a test compares them. */}}
 
-{{/* Every process: whom it belongs to, where Kafka is, how it is watched. Takes (list root component-values). */}}
+{{/* Every process: whom it belongs to, how it is watched. Takes (list root component-values). */}}
 {{- define "tba.env.every" -}}
 {{- $root := index . 0 }}{{ $component := index . 1 -}}
 - {name: TBA_RUN_ID, value: {{ $root.Values.runId | quote }}}
@@ -8,7 +8,6 @@
 - {name: TBA_HEALTH_ADDRESS, value: "0.0.0.0:8081"}
 - {name: TBA_GRACE_SECONDS, value: {{ $component.graceSeconds | quote }}}
 - {name: TBA_LOG_FORMAT, value: json}
-{{ include "tba.env.kafka" $root }}
 {{- end }}
 
 {{- define "tba.env.kafka" -}}
@@ -21,7 +20,11 @@
 {{- if hasPrefix "SASL" $external.securityProtocol }}
 - {name: TBA_KAFKA_SASL_MECHANISM, value: {{ $external.saslMechanism }}}
 - name: TBA_KAFKA_USERNAME
+  {{- if $external.username }}
+  value: {{ $external.username | quote }}
+  {{- else }}
   valueFrom: {secretKeyRef: {name: {{ $external.existingSecret }}, key: {{ $external.usernameKey }}}}
+  {{- end }}
 - name: TBA_KAFKA_PASSWORD
   valueFrom: {secretKeyRef: {name: {{ $external.existingSecret }}, key: {{ $external.passwordKey }}}}
 {{- end }}

@@ -4,10 +4,16 @@ The pod of a process of ours. Takes a dict:
   values             the component's own values
   args               what `python -m` runs
   env                YAML of more environment
+  kafka              whether it is told where Kafka is
   wait               what an init container waits for first: a list of "schema" and "topics"
   init               YAML of more init containers
   volumes, mounts    YAML of more of these
   ports, probes      YAML for the container
+  labels             YAML of more labels
+  affinity, spread   where pods go; hosts: a name of this pod's own
+  settings           defaults for this component, which values may change
+  models             whether it holds models: a large cache
+  account            the ServiceAccount, where it is not the component's
   token              whether it speaks with the cluster's API
   restart            of a Job's pod
 */}}
@@ -71,7 +77,7 @@ spec:
       resources: {{- toYaml $root.Values.jobs.resources | nindent 8 }}
       env:
         {{- include "tba.env.every" (list $root $values) | nindent 8 }}
-        {{- if eq . "schema" }}{{ include "tba.env.postgres" $root | nindent 8 }}{{ end }}
+        {{- include (ternary "tba.env.postgres" "tba.env.kafka" (eq . "schema")) $root | nindent 8 }}
       volumeMounts: {{- include "tba.mounts" $root | nindent 8 }}
     {{- end }}
     {{- with .init }}{{ . | nindent 4 }}{{ end }}
@@ -82,6 +88,7 @@ spec:
       args: {{ .args | toJson }}
       env:
         {{- include "tba.env.every" (list $root $values) | nindent 8 }}
+        {{- if .kafka }}{{ include "tba.env.kafka" $root | nindent 8 }}{{ end }}
         {{- with .env }}{{ . | nindent 8 }}{{ end }}
         {{- include "tba.env.settings" (merge (dict) $values.settings (default dict .settings)) | nindent 8 }}
         {{- with $values.env }}{{ toYaml . | nindent 8 }}{{ end }}

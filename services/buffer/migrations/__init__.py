@@ -23,6 +23,7 @@ from tba_common.lifecycle import configure_logging
 
 _DIRECTORY: Final = Path(__file__).parent
 _RETRY_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 60.0
 _LOCK: Final = 0x7BA_5C4E3A  # any number: the same in every process that migrates
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def main() -> None:
     """Migrate the database that the environment names."""
     settings = BufferSettings.from_environment()
     configure_logging(settings.log_format)
+    _wait_until_it_answers(settings.database_url)
     migrate(settings.database_url)
     log.info("schema is current", extra={"revision": _head()})
 
@@ -83,6 +85,21 @@ def require_head(engine: Engine) -> None:
             f"the database schema is at {current or 'no revision'}, this program needs {_head()}:"
             " run `python -m services.buffer migrate`"
         )
+
+
+def _wait_until_it_answers(url: str) -> None:
+    """Give a server that starts beside us a minute; what it refuses then is the caller's to hear."""
+    engine = create_engine(url)
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            engine.connect().close()
+        except OperationalError as error:
+            log.info("waiting for the database", extra={"reason": str(error).splitlines()[0]})
+            time.sleep(_RETRY_SECONDS)
+        else:
+            break
+    engine.dispose()
 
 
 def _head() -> str | None:

@@ -74,13 +74,16 @@ def a_pod_outlives_its_process(manifests: Manifests) -> Iterator[str]:
         container = found.spec["containers"][0]
         before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         drain = float(variables(container).get("TBA_GRACE_SECONDS", 0)) + before
-        if found.spec["terminationGracePeriodSeconds"] <= drain:
-            yield f"{found.name}: killed after {found.spec['terminationGracePeriodSeconds']} s, drains for {drain:.0f} s"
+        if (killed := found.spec["terminationGracePeriodSeconds"]) <= drain:
+            yield f"{found.name}: killed after {killed} s, drains for {drain:.0f} s"
 
 
 def one_learner_and_never_two(manifests: Manifests) -> Iterator[str]:
     for found in pods(manifests):
-        if found.component == "learner" and (found.owner["kind"], found.owner["spec"]["replicas"]) != ("StatefulSet", 1):
+        if found.component == "learner" and (found.owner["kind"], found.owner["spec"]["replicas"]) != (
+            "StatefulSet",
+            1,
+        ):
             yield f"{found.name} has {found.owner['spec']['replicas']} pods, and may overlap with itself"
 
 

@@ -84,15 +84,17 @@ def a_secret_is_never_written_out(manifests: Manifests) -> Iterator[str]:
 
 def no_service_becomes_a_setting(manifests: Manifests) -> Iterator[str]:
     """A Service called tba-kafka would put TBA_KAFKA_... into every pod that links to services."""
-    yield from (f"{p.name} has links to services" for p in pods(manifests) if p.spec.get("enableServiceLinks") is not False)
+    yield from (
+        f"{p.name} has links to services" for p in pods(manifests) if p.spec.get("enableServiceLinks") is not False
+    )
 
 
 def everything_lies_in_the_release_s_namespace(manifests: Manifests) -> Iterator[str]:
     for manifest in manifests:
-        expected = None if manifest["kind"] in _CLUSTER_WIDE else NAMESPACE
-        if "app.kubernetes.io/managed-by" in manifest["metadata"].get("labels", {}):
-            if manifest["metadata"].get("namespace") != expected:
-                yield f"{label(manifest)} lies in {manifest['metadata'].get('namespace')}"
+        is_ours = "app.kubernetes.io/managed-by" in manifest["metadata"].get("labels", {})
+        namespace = manifest["metadata"].get("namespace")
+        if is_ours and namespace != (None if manifest["kind"] in _CLUSTER_WIDE else NAMESPACE):
+            yield f"{label(manifest)} lies in {namespace}"
 
 
 def the_network_is_closed_and_opened_by_component(manifests: Manifests) -> Iterator[str]:
@@ -164,7 +166,10 @@ RULES: Final = (
         an_opening_to_the_outside_names_its_ports,
         lambda m: named(m, "NetworkPolicy", "tba-api")["spec"]["egress"].append({"to": []}),
     ),
-    Rule(what_was_learned_outlives_the_release, lambda m: named(m, "Secret", "tba-api-key")["metadata"].pop("annotations")),
+    Rule(
+        what_was_learned_outlives_the_release,
+        lambda m: named(m, "Secret", "tba-api-key")["metadata"].pop("annotations"),
+    ),
     Rule(
         alive_means_that_its_own_loop_turns,
         lambda m: _main(m, "buffer")["livenessProbe"]["httpGet"].update(path="/readyz"),

@@ -137,7 +137,9 @@ def _may_connect(policies: Manifests, client: dict[str, str], server: dict[str, 
     def opened(labels: dict[str, str], direction: str, peer: str, other: dict[str, str]) -> set[int]:
         mine = [p["spec"] for p in policies if selects(p["spec"]["podSelector"], labels)]
         rules = [rule for spec in mine for rule in spec.get(direction) or []]
-        fitting = [r for r in rules if not r.get(peer) or any(selects(q.get("podSelector", _OTHERS), other) for q in r[peer])]
+        fitting = [
+            r for r in rules if not r.get(peer) or any(selects(q.get("podSelector", _OTHERS), other) for q in r[peer])
+        ]
         return {port["port"] for rule in fitting for port in rule["ports"]}
 
     return bool((opened(client, "egress", "to", server) & opened(server, "ingress", "from", client)) - {53, 8081})

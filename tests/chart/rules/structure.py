@@ -68,6 +68,4 @@ def _folder(version: str) -> str:
     return f"v{newest}-local-strict"
 
 
-RULES: Final = (
-    Rule(every_version_knows_every_field, lambda m: pod(m, "api").spec.update(terminationGraceSeconds=30)),
-)
+RULES: Final = (Rule(every_version_knows_every_field, lambda m: pod(m, "api").spec.update(terminationGraceSeconds=30)),)

@@ -103,7 +103,9 @@ def an_image_is_named_and_never_latest(manifests: Manifests) -> Iterator[str]:
     for found in pods(manifests):
         for container in found.containers:
             image = container.get("image", "")
-            if not re.fullmatch(r"[a-z0-9][\w./:-]*(:[\w.-]+|@sha256:[a-f0-9]{64})", image) or image.endswith(":latest"):
+            if not re.fullmatch(r"[a-z0-9][\w./:-]*(:[\w.-]+|@sha256:[a-f0-9]{64})", image) or image.endswith(
+                ":latest"
+            ):
                 yield f"{found.name} {container['name']}: image {image!r}"
 
 

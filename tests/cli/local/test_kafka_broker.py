@@ -10,7 +10,7 @@ import pytest
 
 from tba_cli.local import kafka_broker, state_file
 from tba_cli.local.ports import LOOPBACK, answers, free_ports
-from tba_common.kafka import create_topics
+from tba_common.kafka import create_topics, wait_for_topics
 from tba_common.topics import topics_for
 from tests.cli.local.processes import wait_until, wrapper
 
@@ -62,3 +62,11 @@ def test_the_broker_ends_when_its_process_is_killed() -> None:
         (broker,) = children(process.pid)
         process.kill()
         wait_until(lambda: state_file.birth(broker) is None)
+
+
+def test_clients_find_a_broker_that_listens_everywhere_by_the_name_it_advertises() -> None:
+    broker = kafka_broker.start(kafka_broker.Listener(address="0.0.0.0", advertised_host="localhost"))
+    try:
+        wait_for_topics(broker.servers.replace(LOOPBACK, "localhost"), topics_for(["verifier"]))
+    finally:
+        broker.stop()

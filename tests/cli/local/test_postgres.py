@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -125,3 +126,36 @@ def test_the_directories_above_stay_as_closed_as_they_were(tmp_path: Path) -> No
     closed.mkdir(mode=0o700)
     postgres.start(closed / "postgres").stop()
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+
+
+def test_a_server_that_listens_everywhere_asks_everybody_for_the_password_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("sesame\n")
+    port = free_ports(1)[0]
+    arguments = ("--directory", str(tmp_path / "postgres"), "--port", str(port), "--address", "0.0.0.0")
+    with wrapper("tba_cli.local.postgres", *arguments, "--password-file", str(tmp_path / "secret")) as process:
+        place = f"@{socket.gethostbyname(socket.gethostname())}:{port}/postgres"
+        assert execute(f"postgresql://postgres:sesame{place}", "SELECT 42") == [(42,)]
+        with pytest.raises(psycopg.OperationalError, match="password"):
+            execute(f"postgresql://postgres:simsim{place}", "SELECT 42")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_server_made_with_another_password_is_not_started_with_a_new_one(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("another")
+    command = [
+        "-m",
+        "tba_cli.local.postgres",
+        "--directory",
+        str(directory),
+        "--password-file",
+        str(tmp_path / "secret"),
+    ]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "made with another password" in done.stderr
+
+
+def test_a_volume_that_opened_the_data_to_its_group_does_not_keep_the_server_down(directory: Path) -> None:
+    (directory / "data").chmod(0o770)
+    postgres.start(directory).stop()

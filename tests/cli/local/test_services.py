@@ -45,6 +45,24 @@ def test_processes_of_one_kind_share_the_partitions(options: StackOptions) -> No
         assert {share["TBA_SHARING"] for share in shares} == {"static"}
 
 
+def test_there_is_a_scorer_of_each_name_with_settings_of_its_own_and_all_know_of_all(options: StackOptions) -> None:
+    scorers = ("verifier", "reward_model", "reward_model.gold")
+    env = {"tba-reward-reward_model.gold": {"TBA_MODEL": "gold"}}
+    wanted = replace(options, scorers=scorers, verifiers=2, env=env)
+    found = by_name(wanted)
+    named = [name for name in found if name.startswith("tba-reward")]
+    assert [name.removeprefix("tba-reward-") for name in named] == [
+        *("verifier-0", "verifier-1"),
+        *("reward_model-0", "reward_model.gold-0"),
+    ]
+    assert found["tba-reward-reward_model.gold-0"].command[-3:] == ("-m", "services.reward", "reward_model.gold")
+    assert {name for name, spec in found.items() if "TBA_MODEL" in spec.env and spec.env["TBA_MODEL"] == "gold"} == {
+        "tba-reward-reward_model.gold-0"
+    }
+    assert {spec.env["TBA_SCORERS"] for spec in found.values()} == {"verifier,reward_model,reward_model.gold"}
+    assert wanted.processes == len(found)
+
+
 def test_learner_and_generators_meet_at_one_weights_url(options: StackOptions) -> None:
     found = by_name(options)
     urls = {found[name].env["TBA_WEIGHTS_URL"] for name in ("tba-learner", "tba-generator-0")}
@@ -69,3 +87,14 @@ def test_the_password_of_the_database_reaches_those_who_need_it_and_no_command_l
     password = (options.directory / "postgres/password").read_text()
     assert {name for name, spec in found.items() if password in str(spec.env)} == {"migrate", "tba-api", "tba-buffer"}
     assert not any(password in " ".join(spec.command) for spec in found.values())
+
+
+def test_with_autoscaling_all_there_may_be_are_known_and_those_beyond_the_fewest_wait(options: StackOptions) -> None:
+    scaled = replace(options, autoscale=(1, 3))
+    found = by_name(scaled)
+    assert len(found) == scaled.processes
+    generators = [found[f"tba-generator-{index}"] for index in range(3)]
+    assert [spec.parked for spec in generators] == [False, True, True]
+    assert {spec.env["TBA_PROCESS_COUNT_FILE"] for spec in generators} == {str(options.directory / "generators")}
+    addresses = found["tba-autoscaler"].env["TBA_GENERATOR_ADDRESSES"].split(",")
+    assert addresses == [spec.env["TBA_HEALTH_ADDRESS"] for spec in generators]

@@ -1,0 +1,78 @@
+"""What is watched exists: metrics in alerts and dashboards, a runbook for each alert."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from tba_common import metrics
+from tests.chart.rendering import CHART, ROOT, manifests_of, of_kind
+
+ALERTS: Final = sorted(CHART.glob("rules/*.yaml"))
+DASHBOARDS: Final = sorted(CHART.glob("dashboards/*.json"))
+RUNBOOKS: Final = ROOT / "docs/runbooks"
+
+
+def exported() -> set[str]:
+    """The names that a scrape finds, of every kind of process."""
+    rooms = ("generator", "reward", "buffer", "learner")
+    text = b"".join(metrics.exposition(f"tba-{room}") for room in rooms).decode()
+    kinds = dict(re.findall(r"^# TYPE (tba_\w+) (\w+)$", text, re.MULTILINE))
+    histograms = {name for name, kind in kinds.items() if kind == "histogram"}
+    return kinds.keys() | {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
+
+
+def unknown(expression: str) -> set[str]:
+    """The platform's metrics in an expression that no process exports."""
+    return set(re.findall(r"\btba_[a-z_]+", expression)) - exported()
+
+
+def alert(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def test_a_metric_that_nobody_exports_is_noticed() -> None:
+    assert unknown("rate(tba_learner_waits_total[5m]) > tba_learner_loss") == {"tba_learner_waits_total"}
+
+
+@pytest.mark.parametrize("path", ALERTS, ids=lambda path: path.stem)
+def test_an_alert_is_about_metrics_that_are_exported(path: Path) -> None:
+    expression = alert(path)["expr"]
+    assert "tba_" in expression
+    assert unknown(expression) == set()
+
+
+@pytest.mark.parametrize("path", ALERTS, ids=lambda path: path.stem)
+def test_an_alert_has_a_runbook_with_what_to_look_at_and_what_to_do(path: Path) -> None:
+    name = alert(path)["alert"]
+    page = (RUNBOOKS / f"{name}.md").read_text()
+    assert page.startswith(f"# {name}\n")
+    assert re.findall(r"^## (.+)$", page, re.MULTILINE) == ["Look", "Do"]
+
+
+def test_no_runbook_is_about_an_alert_that_is_not_there() -> None:
+    assert {page.stem for page in RUNBOOKS.glob("*.md")} == {alert(path)["alert"] for path in ALERTS}
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_panel_shows_metrics_that_are_exported(path: Path) -> None:
+    expressions = [target["expr"] for panel in json.loads(path.read_text())["panels"] for target in panel["targets"]]
+    assert expressions
+    assert set().union(*map(unknown, expressions)) == set()
+
+
+def test_rules_and_dashboards_reach_the_cluster_but_for_the_excluded() -> None:
+    manifests = manifests_of("production")
+    rules = [m["spec"]["groups"][0]["rules"][0] for m in of_kind(manifests, "PrometheusRule")]
+    assert {rule["alert"] for rule in rules} == {alert(path)["alert"] for path in ALERTS} - {"TbaNoWeights"}
+    assert all(rule["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{rule['alert']}.md") for rule in rules)
+    shown = [
+        m["data"] for m in of_kind(manifests, "ConfigMap") if "grafana_dashboard" in m["metadata"].get("labels", {})
+    ]
+    assert {name for data in shown for name in data} == {path.name for path in DASHBOARDS}
