@@ -12,7 +12,7 @@ SMOLLM2_READY := $(VENV)/.smollm2
 VLLM_READY := $(VLLM)/.ready
 HAS_GPU = nvidia-smi -L >/dev/null 2>&1
 
-.PHONY: help setup vllm demo demo-smollm2 up test test-unit lint format bench clean
+.PHONY: help setup vllm demo demo-smollm2 up test test-unit lint format bench bench-peers clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,10 +87,11 @@ IMAGE = $(IMAGE_BUILD) -f deploy/Dockerfile --build-arg VERSION=$(VERSION) --bui
 image:  ## the container image of every process, on CPUs (IMAGE_BUILD="buildah build" works too)
 	$(call IMAGE,tba,local$(comma)autoscaler$(comma)reward-models$(comma)s3$(comma)gs,cpu)
 
-images: image  ## and slim ones: control plane, verifier, learner and generators on GPUs
+images: image  ## and slim ones: control plane, scorers without a model; scorers with one, learner and generators on GPUs
 	$(call IMAGE,tba-control,buffer$(comma)autoscaler,none)
-	$(call IMAGE,tba-reward,reward,none)
-	$(call IMAGE,tba-learner-cuda,learner$(comma)reward-models$(comma)s3$(comma)gs,cuda)
+	$(call IMAGE,tba-reward,reward$(comma)reward-judge,none)
+	$(call IMAGE,tba-reward-cuda,reward-models,cuda)
+	$(call IMAGE,tba-learner-cuda,learner$(comma)s3$(comma)gs,cuda)
 	$(call IMAGE,tba-generator-cuda,generator$(comma)generator-transformers$(comma)s3$(comma)gs,cuda)
 
 chart-test: $(READY)  ## the Helm chart: rendered in every situation, checked against every rule
@@ -119,5 +120,23 @@ bench: $(READY)  ## every benchmark; each prints a table and ends with one line 
 	@for bench in $$(ls tests/bench/*.py | xargs -n1 basename | sed 's/\.py$$//' | grep -v '^_'); do \
 		echo "== $$bench"; $(BIN)/python -m tests.bench.$$bench || exit 1; done
 
+PEERS_READY := .venv-peers/.ready
+REVERB_READY := .venv-reverb/.ready
+
+bench-peers: $(READY) $(PEERS_READY) $(REVERB_READY)  ## the buffer's benchmark beside TorchRL, cpprb and Reverb
+	$(BIN)/python -m tests.bench.buffer
+
+# Apart from one another and from us: Reverb needs TensorFlow, and an older numpy than the others.
+$(PEERS_READY):
+	$(PYTHON) -m venv .venv-peers
+	@$(MAKE) --no-print-directory BIN=.venv-peers/bin torch-cpu
+	.venv-peers/bin/pip install --quiet torchrl==0.14.1 cpprb==11.0.0
+	@touch $@
+
+$(REVERB_READY):
+	$(PYTHON) -m venv .venv-reverb
+	.venv-reverb/bin/pip install --quiet 'dm-reverb[tensorflow]==0.14.0'
+	@touch $@
+
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) $(VLLM) runs .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .venv-peers .venv-reverb runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -128,7 +128,8 @@ def configure_logging(log_format: Literal["text", "json"]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     # During an outage the library says so ten times a second; our doors say it once, and raise when it lasts.
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for chatty in ("alembic", "httpx"):  # each request would be a line
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -173,8 +174,11 @@ def _handler(life: Lifecycle) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            try:
+                self.end_headers()
+                self.wfile.write(body)
+            except ConnectionError:  # a prober that did not wait asks again; a traceback each time would help nobody
+                self.close_connection = True
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # a probe is not an event
             return

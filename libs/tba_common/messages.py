@@ -153,6 +153,7 @@ class Rollout(Message):
     scores: tuple[Score, ...] = ()
     responses: tuple[tuple[str, ...], ...] = ()  # [completions][samples]
     remaining: tuple[str, ...]
+    seconds: float = 0.0  # that sampling took; with those of the scores, what of a turnaround was work, not waiting
     retry: Retry | None = None
 
 

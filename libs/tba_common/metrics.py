@@ -17,7 +17,14 @@ GENERATOR: Final = CollectorRegistry()
 REWARD: Final = CollectorRegistry()
 BUFFER: Final = CollectorRegistry()
 LEARNER: Final = CollectorRegistry()
-_REGISTRIES: Final = {"generator": GENERATOR, "reward": REWARD, "buffer": BUFFER, "learner": LEARNER}
+AUTOSCALER: Final = CollectorRegistry()
+_REGISTRIES: Final = {
+    "generator": GENERATOR,
+    "reward": REWARD,
+    "buffer": BUFFER,
+    "learner": LEARNER,
+    "autoscaler": AUTOSCALER,
+}
 
 
 def exposition(process: str) -> bytes:
@@ -114,4 +121,11 @@ LEARNER_STALENESS = Histogram(
     "Policy version minus the trained trajectory's version",
     buckets=_VERSIONS,
     registry=LEARNER,
+)
+
+AUTOSCALER_DESIRED = Gauge(
+    "tba_autoscaler_desired_replicas",
+    "Generators there should be, by the reason of the last decision; only who leads and sees says so",
+    ["reason"],
+    registry=AUTOSCALER,
 )

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, ColumnElement, TableValuedAlias, any_, bindparam, column, func
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
+    Float,
+    Integer,
+    TableValuedAlias,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    column,
+    func,
+)
 from sqlalchemy.types import TypeEngine
 
 
 def table_of(**columns: tuple[TypeEngine[Any], Sequence[object]]) -> TableValuedAlias:
     """Return `unnest(...)` of parallel arrays as a table: name=(type, values)."""
-    arrays = [bindparam(None, list(values), type_=ARRAY(type_)) for type_, values in columns.values()]
+    arrays = [_array(type_, values) for type_, values in columns.values()]
     typed = [column(name, type_) for name, (type_, _) in columns.items()]
     return func.unnest(*arrays).table_valued(*typed).render_derived()
 
 
 def any_of(ids: Collection[int]) -> ColumnElement[Any]:
     """Return the right side of `column = ANY(ids)`."""
-    return any_(bindparam(None, list(ids), type_=ARRAY(BigInteger)))
+    return any_(_array(BigInteger(), ids))
+
+
+def text_of(values: Iterable[object]) -> str:
+    """Return an array as PostgreSQL writes it, of values that need no quotes: the driver would look at each one."""
+    return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
+
+
+def _array(type_: TypeEngine[Any], values: Collection[object]) -> ColumnElement[Any]:
+    if isinstance(type_, Integer | Float):
+        return cast(bindparam(None, text_of(values), type_=Text()), ARRAY(type_))
+    return bindparam(None, list(values), type_=ARRAY(type_))

@@ -8,7 +8,7 @@ A prompt that nobody can serve rests before it is tried again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -62,12 +62,15 @@ class Feed:
                 self.in_flight.restore(issue, now)
         self._refresh(now)
 
-    def settled(self, issue_ids: Iterable[int], now: float, *, refused: Collection[int] = ()) -> None:
-        """Take note of orders that were settled, by an answer or, the `refused` ones, by a dead letter."""
-        for issue_id in issue_ids:
+    def settled(self, worked: Mapping[int, float | None], now: float, *, refused: Collection[int] = ()) -> None:
+        """Take note of orders that were settled, by an answer or, the `refused` ones, by a dead letter.
+
+        `worked` has the seconds of sampling and scoring of each, None where they are unknown.
+        """
+        for issue_id, work_seconds in worked.items():
             if (waiting := self.in_flight.remove(issue_id)) is None:
                 continue
-            self._turnaround[waiting.issue.purpose].answered(now, now - waiting.sent_at)
+            self._turnaround[waiting.issue.purpose].answered(now, now - waiting.sent_at, work_seconds)
             if issue_id in refused:
                 self._resting.refused(waiting.issue.prompt_id, now)
             else:

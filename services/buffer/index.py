@@ -51,6 +51,7 @@ class Index:
         self.version = -1  # of the learner (V); none yet
         self.newest = -1  # that any eligible trajectory has (V*)
         self.size = 0
+        self._last_id = -1  # the greatest of a trajectory
         self._touched: set[int] = set()  # prompts that came or went since `take_changes`
         self.stocked: set[int] = set()  # prompts that would be ready if nothing grew stale
         self.ready: set[int] = set()  # R_off
@@ -67,16 +68,19 @@ class Index:
         merged = rows
         if place is not None:
             stored = self._rows[place]
-            known = np.isin(stored["trajectory_id"], rows["trajectory_id"])
-            merged = np.concatenate([stored[~known], rows])
             self.size -= len(stored)
+            if rows["trajectory_id"].min() <= self._last_id:  # else all are new, which is cheaper to know than to find
+                stored = stored[~np.isin(stored["trajectory_id"], rows["trajectory_id"])]
+            merged = np.concatenate([stored, rows])
         merged = merged[np.lexsort((merged["trajectory_id"], merged["version"]))]
         evicted, kept = merged[: -self.capacity], merged[-self.capacity :]
         place = self._shelve(prompt_id, task_id, kept, place)
         if task_id in self._active:
             self._raise_newest(int(kept["version"][-1]))
             self._reckon(prompt_id, place)
-        return [int(i) for i in evicted["trajectory_id"]]
+        self._last_id = max(self._last_id, int(rows["trajectory_id"].max()))
+        evicted_ids: list[int] = evicted["trajectory_id"].tolist()
+        return evicted_ids
 
     def load(self, rows: Rows, prompt_ids: Ids, task_ids: Ids, starts: Ids) -> None:
         """Take over all that is stored, at a start; nothing is active yet.
@@ -96,6 +100,7 @@ class Index:
         mine["spread"] = _spreads(rows["reward"].astype(np.float64), starts, counts)
         self._prompts, self._rows, self.size = known, np.split(rows, starts[1:]), len(rows)
         self._place = {x: place for place, x in enumerate(prompt_ids.tolist())}
+        self._last_id = int(rows["trajectory_id"].max(initial=-1))
 
     def advance(self, version: int) -> None:
         """Take note of the learner's version; what is more than D behind it stops being eligible."""
@@ -149,7 +154,9 @@ class Index:
                 self._prompts = np.resize(self._prompts, 2 * place)
         self._rows[place] = kept
         kth = kept["version"][-self._fewest] if len(kept) >= self._fewest else _TOO_FEW
-        spread = kept["reward"].std(dtype=np.float64)
+        rewards = kept["reward"].astype(np.float64)
+        away = rewards - rewards.sum() / len(rewards)
+        spread = float(away @ away / len(rewards)) ** 0.5  # what std() does, at a fifth of its price
         self._prompts[place] = (prompt_id, task_id, kth, kept["version"][-1], spread, task_id in self._active)
         self.size += len(kept)
         return place

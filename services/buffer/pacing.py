@@ -9,6 +9,7 @@ from typing import Final
 _REMEMBERED: Final = 512
 _RECENT_SECONDS: Final = 30.0
 _PATIENCE: Final = 4.0
+_HOPS_SECONDS: Final = 2.0  # from service to service, and between their looks at what came
 _MAX_LAPSES: Final = 6
 _SHORTEST_REST_SECONDS: Final = 60.0
 _LONGEST_REST_SECONDS: Final = 3_600.0
@@ -23,12 +24,13 @@ class Turnaround:
 
     def __init__(self, shortest_deadline_seconds: float) -> None:
         self._shortest = shortest_deadline_seconds
-        self._answers: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # (answered at, took)
+        self._answers: deque[tuple[float, float, float]] = deque(maxlen=_REMEMBERED)  # (answered at, took, of it work)
         self._lapses = 0  # times that a deadline passed since anybody was last heard
 
-    def answered(self, now: float, took_seconds: float) -> None:
-        """Take note of an answer."""
-        self._answers.append((now, took_seconds))
+    def answered(self, now: float, took_seconds: float, work_seconds: float | None = None) -> None:
+        """Take note of an answer, and how much of its time was work; all of it where that is unknown."""
+        work_seconds = took_seconds if work_seconds is None else min(work_seconds, took_seconds)
+        self._answers.append((now, took_seconds, work_seconds))
         self.heard()
 
     def heard(self) -> None:
@@ -44,21 +46,22 @@ class Turnaround:
 
     def deadline_seconds(self) -> float:
         """Return the age at which an order counts as lost: far above what nine in ten took lately."""
-        slow = sorted(took for _, took in self._answers)[len(self._answers) * 9 // 10] if self._answers else 0.0
+        slow = sorted(took for _, took, _ in self._answers)[len(self._answers) * 9 // 10] if self._answers else 0.0
         return max(self._shortest, _PATIENCE * slow) * (1 << self._lapses)
 
     def window(self, now: float, least: int) -> int:
         """Return how many orders in flight keep those who answer busy, with a short queue.
 
-        Half a minute of work, or twice the fastest answer where one takes longer; never below `least`. A longer
-        queue would not make anything faster, and a new task or an evaluation would stand behind it.
+        That is what comes back in twice the time that the work of one takes; never below `least`. A longer queue
+        would not make anything faster: what stands in it grows stale. Waiting does not count as work, or a queue
+        would ask for a longer one.
         """
-        recent = [took for at, took in self._answers if now - at <= _RECENT_SECONDS]
+        recent = [work for at, _, work in self._answers if now - at <= _RECENT_SECONDS]
         if not recent:
             return least
         is_full = len(recent) == _REMEMBERED
         rate = len(recent) / (max(now - self._answers[0][0], 1.0) if is_full else _RECENT_SECONDS)
-        return max(least, round(rate * max(_RECENT_SECONDS, 2 * min(recent))))
+        return max(least, round(rate * (2 * sum(recent) / len(recent) + _HOPS_SECONDS)))
 
 
 class Resting:

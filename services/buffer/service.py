@@ -148,7 +148,8 @@ class Buffer:
             )
         self._follow(commit)
         refused = {o.order.issue_id for o, _ in commit.settled if o.dead_lettered == o.order.completions}
-        self._feed.settled((settlement.issue_id for _, settlement in commit.settled), now, refused=refused)
+        worked = {outcome.order.issue_id: outcome.work_seconds for outcome, _ in commit.settled}
+        self._feed.settled(worked, now, refused=refused)
         self._errands.settled(commit.judged, now)
         self._dispatcher.reported(commit.reports, now)
         self._arrivals.add(now, commit.inserts)

@@ -7,7 +7,7 @@ start of a transaction still holds at its end.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, REAL, insert
 
-from services.buffer.arrays import any_of, table_of
+from services.buffer.arrays import any_of, table_of, text_of
 from services.buffer.arrivals import Key, Order, Outcome, Row
 from services.buffer.state_tables import input_offsets, sampler_state
 from services.buffer.tables import evaluations, issues, payloads, prompts
@@ -114,17 +114,17 @@ def store_rows(connection: Connection, run_id: str, rows: Sequence[Row]) -> dict
     ids = _next_ids(connection, len(rows))
     given = {
         "run_id": run_id,
-        "trajectory_ids": _array(ids),
-        "task_ids": _array(row.task_id for row in rows),
-        "prompt_ids": _array(row.prompt_id for row in rows),
-        "issue_ids": _array(row.issue_id for row in rows),
-        "fingerprints": _array(row.fingerprint.hex() for row in rows),
-        "policy_versions": _array(row.policy_version for row in rows),
-        "rewards": _array(row.reward for row in rows),
-        "lengths": _array(row.tokens for row in rows),
-        "temperatures": _array(row.temperature for row in rows),
-        "top_ps": _array(row.top_p for row in rows),
-        "finish_reasons": [row.finish_reason for row in rows],
+        "trajectory_ids": text_of(ids),
+        "task_ids": text_of(row.task_id for row in rows),
+        "prompt_ids": text_of(row.prompt_id for row in rows),
+        "issue_ids": text_of(row.issue_id for row in rows),
+        "fingerprints": text_of(row.fingerprint.hex() for row in rows),
+        "policy_versions": text_of(row.policy_version for row in rows),
+        "rewards": text_of(row.reward for row in rows),
+        "lengths": text_of(row.tokens for row in rows),
+        "temperatures": text_of(row.temperature for row in rows),
+        "top_ps": text_of(row.top_p for row in rows),
+        "finish_reasons": text_of(row.finish_reason for row in rows),
         "scores": json.dumps([row.scores for row in rows]),
         "spans": json.dumps([row.spans or None for row in rows]),
     }
@@ -140,11 +140,6 @@ def _next_ids(connection: Connection, count: int) -> list[int]:
     """Take ids for new rows. Those of rows that turn out to be stored already are never used."""
     taken = text("SELECT array_agg(nextval('trajectory_ids')) FROM generate_series(1, :count)")
     return list(connection.execute(taken, {"count": count}).scalar_one())
-
-
-def _array(values: Iterable[object]) -> str:
-    """Return an array as PostgreSQL writes it, of values that need no quotes: the driver would look at each one."""
-    return f"{{{','.join(map(str, values))}}}"
 
 
 def _copy_payloads(connection: Connection, run_id: str, rows: Sequence[tuple[int, Row]]) -> None:
@@ -176,7 +171,7 @@ def store_evaluations(connection: Connection, run_id: str, rows: Sequence[Row]) 
         return
     given = table_of(
         issue_id=(BigInteger(), [row.issue_id for row in rows]),
-        index=(SmallInteger(), [row.index for row in rows]),
+        index=(SmallInteger(), [row.completion for row in rows]),
         task_id=(BigInteger(), [row.task_id for row in rows]),
         prompt_id=(BigInteger(), [row.prompt_id for row in rows]),
         policy_version=(Integer(), [row.policy_version for row in rows]),
@@ -234,12 +229,14 @@ def add_inserts(connection: Connection, run_id: str, inserts: int) -> None:
 
 def save_offsets(connection: Connection, run_id: str, offsets: Mapping[tuple[str, int], int]) -> None:
     """Remember where to read on. An offset may go back: a broker that forgot starts again from 0."""
-    rows = [
-        {"run_id": run_id, "topic": topic, "partition": partition, "next_offset": offset}
-        for (topic, partition), offset in offsets.items()
-    ]
-    if rows:
-        statement = insert(input_offsets).values(rows)
+    if offsets:
+        given = table_of(
+            topic=(Text(), [topic for topic, _ in offsets]),
+            partition=(Integer(), [partition for _, partition in offsets]),
+            next_offset=(BigInteger(), [*offsets.values()]),
+        )
+        names = ["run_id", *(c.name for c in given.c)]
+        statement = insert(input_offsets).from_select(names, select(literal(run_id), *given.c))
         keys = [input_offsets.c.run_id, input_offsets.c.topic, input_offsets.c.partition]
         offset = {"next_offset": statement.excluded.next_offset}
         connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=offset))

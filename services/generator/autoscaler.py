@@ -13,6 +13,7 @@ from typing import Protocol
 
 from services.generator.scaling import Decision, Fleet, Limits, Memory, decide
 from services.generator.scaling_api import ApiUnavailable, Observation, ScalingApi
+from tba_common.metrics import AUTOSCALER_DESIRED
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Autoscaler:
 
     def step(self) -> str:
         """Look, decide, act. Returns why it could not, empty when it could."""
+        AUTOSCALER_DESIRED.clear()  # an old number, or two leaders' numbers, would be scaled by
         try:
             if not self._actuator.lead():
                 self._memory = Memory()  # what was learned gets old while another one leads
@@ -86,6 +88,7 @@ class Autoscaler:
         decision, self._memory = decide(
             seen.signals, fleet, self._memory, self._limits, now=self._clock(), override=seen.override
         )
+        AUTOSCALER_DESIRED.labels(decision.reason).set(decision.desired)
         applied = not self._dry_run
         if applied and decision.desired != fleet.replicas:
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -53,6 +54,7 @@ class _InFlight:
 
     waiting: _Waiting
     request: Request
+    began_at: float
 
 
 class Worker:
@@ -190,7 +192,7 @@ class Worker:
             max_new_tokens=prompt.sampling.max_new_tokens,
             system=prompt.system,
         )
-        flight = _InFlight(waiting, request)
+        flight = _InFlight(waiting, request, time.monotonic())
         try:
             if prompt.given:
                 self._send(flight, self._engine.read(request, prompt.given))
@@ -231,6 +233,7 @@ class Worker:
             top_p=flight.request.top_p,
             generator=self._name,
             remaining=tuple(term.scorer for term in prompt.reward),
+            seconds=time.monotonic() - flight.began_at,
         )
 
     def _reject(self, record: Record, reason: str) -> None:

@@ -146,11 +146,14 @@ class Updater:
 
     def _units(self, groups: Sequence[Group]) -> list[tuple[MicroBatch, ...]]:
         """The batch in units of work, shortest first; small enough that every rank gets some."""
-        tokens = sum(len(g.prompt_token_ids) + len(draw.token_ids) for g in groups for draw in g.draws)
+        budget = self._token_budget
+        if self.ranks.count > 1 and groups:
+            tokens = sum(len(g.prompt_token_ids) + len(draw.token_ids) for g in groups for draw in g.draws)
+            budget = min(budget, -(-tokens // self.ranks.count))
         return split_batch(
             groups,
             pad_token_id=self.policy.pad_token_id,
-            token_budget=min(self._token_budget, -(-tokens // self.ranks.count)) if groups else self._token_budget,
+            token_budget=budget,
             device=self.policy.device,
         )
 

@@ -141,10 +141,11 @@ def get_batch(sampler: Sampler, cache: PayloadCache, batch_id: int) -> dict[str,
     found = cache.get(ids)
     responses = np.zeros((len(ids), _LENGTH), dtype=np.int32)
     logprobs = np.zeros((len(ids), _LENGTH), dtype=np.float32)
-    for row, trajectory_id in enumerate(ids):
-        token_ids, said = found[trajectory_id]
-        responses[row, : len(token_ids) // 4] = np.frombuffer(token_ids, dtype="<i4")
-        logprobs[row, : len(said) // 4] = np.frombuffer(said, dtype="<f4")
+    payloads = [found[i] for i in ids]
+    lengths = np.array([len(token_ids) // 4 for token_ids, _ in payloads])
+    is_token = np.arange(_LENGTH) < lengths[:, None]
+    responses[is_token] = np.frombuffer(b"".join([token_ids for token_ids, _ in payloads]), dtype="<i4")
+    logprobs[is_token] = np.frombuffer(b"".join([said for _, said in payloads]), dtype="<f4")
     rewards = np.concatenate([group.rows["reward"] for group in drawn])
     return {"responses": responses, "logprobs": logprobs, "rewards": rewards}
 

@@ -20,12 +20,12 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 class Server:
     """One server in a directory, at one address however often it dies."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **settings: str) -> None:
         self._directory, self._port = directory, free_ports(1)[0]
         self._server = postgres.start(directory, self._port)
         engine = create_engine(self._server.url)
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for name, value in SETTINGS.items():
+            for name, value in (SETTINGS | settings).items():
                 connection.execute(text(f"ALTER SYSTEM SET {name} = '{value}'"))
         engine.dispose()
         self._server.stop()

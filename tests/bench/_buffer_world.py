@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -111,8 +112,7 @@ class Store:
 
 def arrivals(issue_ids: list[int], prompts: int, *, version: int, repeated: float = 0.02) -> Iterator[Record]:
     """Answers to orders as they lie on the wire: 256 to 512 tokens each, a few of them said before."""
-    rng = np.random.default_rng(version)
-    said = rng.zipf(1.3, 2_000_000) % VOCABULARY
+    rng, said = np.random.default_rng(issue_ids[0]), _said()
     for offset, issue_id in enumerate(issue_ids):
         tokens = []
         for index in range(COMPLETIONS):
@@ -120,6 +120,12 @@ def arrivals(issue_ids: list[int], prompts: int, *, version: int, repeated: floa
             start, length = (7, 300) if again else (int(rng.integers(0, len(said) - 512)), int(rng.integers(256, 512)))
             tokens.append(said[start : start + length].astype(np.int32))
         yield record_of(issue_id, (offset + 1) % prompts + 1, tokens, version, offset)
+
+
+@cache
+def _said() -> np.ndarray[Any, Any]:
+    """Tokens as frequent as words are; an answer is a piece of them."""
+    return np.random.default_rng(0).zipf(1.3, 2_000_000) % VOCABULARY
 
 
 def record_of(issue_id: int, prompt_id: int, tokens: list[np.ndarray[Any, Any]], version: int, offset: int) -> Record:

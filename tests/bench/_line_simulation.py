@@ -104,6 +104,7 @@ class Line:
         self._queue: deque[int] = deque()
         self._sent: dict[int, tuple[float, int]] = {}  # order: when sent, version when it is sampled
         self._turnaround = Turnaround(_DEADLINE_SECONDS)
+        self._worked: dict[int, float] = {}  # seconds of sampling, by order
         self._undrawn: deque[int] = deque()  # versions, oldest first
         self._inserts = self._samples = self._version = 0
         self._arrivals: deque[float] = deque()
@@ -190,8 +191,9 @@ class Line:
             while self._queue and pod.ready and not pod.leaving and len(pod.running) < self.world.at_once:
                 order = self._queue.popleft()
                 pod.running.add(order)
-                self._sent[order] = (self._sent[order][0], self._version)
                 seconds = self._lognormal(self.world.group_seconds, 0.2)
+                self._sent[order] = (self._sent[order][0], self._version)
+                self._worked[order] = seconds
                 self._at(seconds, lambda pod=pod, order=order: self._answer(pod, order))  # type: ignore[misc]
 
     def _answer(self, pod: Generator, order: int) -> None:
@@ -199,7 +201,7 @@ class Line:
             return  # it died before
         pod.running.remove(order)
         sent_at, version = self._sent.pop(order)
-        self._turnaround.answered(self._now, self._now - sent_at)
+        self._turnaround.answered(self._now, self._now - sent_at, self._worked.pop(order))
         if version >= self._version - self.world.max_staleness:
             self._inserts += self.world.groups
             self._arrivals.append(self._now)

@@ -24,9 +24,11 @@ class Item:
     """A response: tokens as int64, and log-probabilities under the policy and the reference as float32."""
 
     tokens: Array  # [512]
-    score: float
     logprobs: Array  # [512]
     ref_logprobs: Array  # [512]
+    score: np.float32
+    advantage: np.float32
+    length: np.int64
     iteration: int
 
 
@@ -41,10 +43,10 @@ class PromptBuffer:
 
     def add_new_items(self, new: list[Item]) -> None:
         """Merge: the newer copy of a response wins, the oldest leave."""
-        merged = {tuple(item.tokens.tolist()): item for item in new}
+        merged = {tuple(item.tokens): item for item in new}
         self.n_online = len(merged)
         for item in self.items:
-            merged.setdefault(tuple(item.tokens.tolist()), item)
+            merged.setdefault(tuple(item.tokens), item)
         self.items = sorted(merged.values(), key=lambda item: item.iteration)[-CAPACITY:]
         weights = np.exp(self.inverse_temperature * np.array([item.score for item in self.items]))
         self.probabilities = weights / weights.sum()
@@ -52,7 +54,7 @@ class PromptBuffer:
     def draw(self, count: int, *, online: bool) -> list[Item]:
         """Draw responses: uniform over the last ones that came, or by softmax of the score over all."""
         if online:
-            window = np.arange(max(0, len(self.items) - self.n_online), len(self.items))
+            window = range(max(0, len(self.items) - self.n_online), len(self.items))
             chosen = np.random.choice(window, count, replace=len(window) < count)
         else:
             chosen = np.random.choice(len(self.items), count, replace=len(self.items) < count, p=self.probabilities)
@@ -80,9 +82,11 @@ class Original:
             drawn += self.buffers[prompt_id].draw(count, online=online)
         return {
             "responses": np.stack([item.tokens for item in drawn]),
-            "scores": np.array([item.score for item in drawn], dtype=np.float32),
             "logprobs": np.stack([item.logprobs for item in drawn]),
             "ref_logprobs": np.stack([item.ref_logprobs for item in drawn]),
+            "scores": np.stack([item.score for item in drawn]),
+            "advantages": np.stack([item.advantage for item in drawn]),
+            "sequence_lengths": np.stack([item.length for item in drawn]),
         }
 
 
@@ -94,7 +98,8 @@ def items(rng: np.random.Generator, count: int, iteration: int) -> list[Item]:
         tokens = np.zeros(RESPONSE_LENGTH, dtype=np.int64)
         tokens[:length] = rng.integers(1, 50_000, length)
         logprobs = np.full(RESPONSE_LENGTH, -1.0, dtype=np.float32)
-        made.append(Item(tokens, float(rng.random()), logprobs, logprobs.copy(), iteration))
+        score = np.float32(rng.random())
+        made.append(Item(tokens, logprobs, logprobs.copy(), score, score, np.int64(length), iteration))
     return made
 
 

@@ -175,11 +175,11 @@ def lines(size: Ours) -> dict[str, str]:
     return {
         "ingest, from decoded messages; rows/s": f"{plain.whole_rows_per_second:,.0f}",
         "  the same from rows: the write path alone": f"{plain.written_rows_per_second:,.0f}",
-        "  CPU us a row, both processes [server]": f"{plain.cpu_us:.0f} [{plain.server_cpu_us:.0f}]",
+        "  CPU us a row, both processes (server)": f"{plain.cpu_us:.0f} ({plain.server_cpu_us:.0f})",
         "  transaction of 500 p99 ms; WAL bytes a row": f"{plain.p99_ms:.0f}; {plain.wal_bytes:,.0f}",
         "ingest and deletion of as many, from messages; rows/s": f"{evicting.whole_rows_per_second:,.0f}",
         "  the same from rows": f"{evicting.written_rows_per_second:,.0f}",
-        "  CPU us a row [server]; WAL bytes a row": f"{evicting.cpu_us:.0f} [{evicting.server_cpu_us:.0f}];"
+        "  CPU us a row (server); WAL bytes a row": f"{evicting.cpu_us:.0f} ({evicting.server_cpu_us:.0f});"
         f" {evicting.wal_bytes:,.0f}",
         "index draw of 16 x 20, p50 / p99 ms": f"{percentile(size.draws, 50):.2f} / {percentile(size.draws, 99):.2f}",
         "batch drawn, recorded, read; p50 / p99 ms": f"{percentile(size.batches, 50):.1f} /"
@@ -189,7 +189,7 @@ def lines(size: Ours) -> dict[str, str]:
         "get_batch with cached payloads, CPU ms": f"{size.get_batch * 1e3:.2f}",
         "500 rows into the index and a draw, CPU ms": f"{size.insert_and_draw * 1e3:.2f}",
         "index rebuilt, seconds": f"{size.rebuild:.2f}",
-        "kill -9 of both to first batch, s [database up]": f"{recovery.to_batch:.1f} [{recovery.to_database:.1f}],"
+        "kill -9 of both to first batch, s (database up)": f"{recovery.to_batch:.1f} ({recovery.to_database:.1f}),"
         f" {recovery.wal_bytes >> 20} MB of WAL"
         if recovery
         else "-",

@@ -29,6 +29,18 @@ def balances(books: Books) -> bool:
     return len(counts) == 1 and in_order and not books.faults and not books.changed
 
 
+def identity(books: Books) -> str:
+    """The sentence that must be true, with its numbers. `produced` is what came back of what was ordered."""
+    book = books.ledger
+    produced = book.issued - book.in_flight
+    lost = f"{book.dead_lettered} dead-lettered - {book.duplicates} duplicates - {book.expired} expired"
+    return (
+        f"count(*) = count(distinct id) = produced - dead-lettered - duplicates - expired - evicted: {books.rows} ="
+        f" {books.distinct_ids} = {produced} - {lost} - {books.evicted} evicted"
+        f" = {produced - book.dead_lettered - book.duplicates - book.expired - books.evicted}"
+    )
+
+
 def main() -> None:
     """Kill, count, print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.buffer_kills", description=__doc__)
@@ -47,9 +59,11 @@ def main() -> None:
     found = asdict(books) | {"numbers": len(books.numbers)}
     for name, value in found.items():
         print(f"{name:18} {value}")
+    print(identity(books))
     figures = {
         "kills": books.kills,
         "rows": books.rows,
+        "evicted": books.evicted,
         "batches": books.batches,
         "balances": balances(books),
         "seconds": round(time.monotonic() - began, 1),

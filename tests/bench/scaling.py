@@ -61,8 +61,8 @@ def lag(world: World) -> Policy:
 
 
 def law(world: World) -> Policy:
-    """Ours, with its defaults and never fewer than two while there is a task."""
-    limits = Limits(min_replicas=2, max_replicas=world.max_replicas)
+    """Ours, with its defaults and never fewer than three while there is a task."""
+    limits = Limits(min_replicas=3, max_replicas=world.max_replicas)
     memory = Memory()
 
     def policy(signals: Signals, fleet: Fleet, now: float) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from services.buffer.pacing import Backlog, Resting, Turnaround
 
 
-def turnaround(*, answers: int, took: float, until: float = 30.0, shortest: float = 60.0) -> Turnaround:
+def turnaround(
+    *, answers: int, took: float, work: float | None = None, until: float = 30.0, shortest: float = 60.0
+) -> Turnaround:
     """Answers spread evenly over the half minute before `until`."""
     turnaround = Turnaround(shortest)
     for number in range(answers):
-        turnaround.answered(until - 30.0 + 30.0 * (number + 1) / answers, took)
+        turnaround.answered(until - 30.0 + 30.0 * (number + 1) / answers, took, work)
     return turnaround
 
 
@@ -40,19 +42,34 @@ def test_patience_doubles_while_nobody_is_heard_and_is_short_again_after_a_word(
     assert pace.deadline_seconds() == 60.0
 
 
-def test_the_window_starts_small_and_holds_half_a_minute_of_work() -> None:
+def test_the_window_starts_small_and_forgets_those_who_went_away() -> None:
     assert Turnaround(60.0).window(0.0, least=64) == 64
-    assert turnaround(answers=300, took=2.0).window(30.0, least=64) == 300
-    assert turnaround(answers=300, took=2.0).window(90.0, least=64) == 64
+    assert turnaround(answers=300, took=20.0).window(90.0, least=64) == 64
+
+
+def test_the_window_is_what_comes_back_in_twice_the_work_and_the_way() -> None:
+    # Ten answers a second, each of four seconds' work: 80, and 20 on the way.
+    assert turnaround(answers=300, took=4.0).window(30.0, least=64) == 100
 
 
 def test_slow_answers_do_not_starve_the_generators() -> None:
-    # 90 at once take a minute each: with a window of half a minute's work they would never all be busy.
-    assert turnaround(answers=90, took=60.0).window(30.0, least=64) == 360
+    # 90 at once take a minute each, so three come back every two seconds.
+    assert turnaround(answers=45, took=60.0).window(30.0, least=64) == 183
+
+
+def test_waiting_in_a_queue_does_not_make_the_queue_longer() -> None:
+    assert turnaround(answers=300, took=40.0, work=4.0).window(30.0, least=64) == 100
+
+
+def test_answers_of_very_different_length_keep_the_generators_busy() -> None:
+    pace = turnaround(answers=30, took=2.0)
+    for number in range(30):
+        pace.answered(number + 1.0, 58.0, 58.0)
+    assert pace.window(30.0, least=1) >= 2 * 30  # on average two a second, each half a minute's work
 
 
 def test_the_window_sees_more_than_it_remembers() -> None:
-    assert turnaround(answers=3_000, took=2.0).window(30.0, least=64) > 2_500
+    assert turnaround(answers=3_000, took=2.0).window(30.0, least=64) > 500
 
 
 def test_the_backlog_counts_groups_of_ready_prompts() -> None:

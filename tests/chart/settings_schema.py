@@ -34,20 +34,38 @@ SET_BY_CHART: Final = {
     *("TBA_RUN_ID", "TBA_SCORERS", "TBA_HEALTH_ADDRESS", "TBA_GRACE_SECONDS", "TBA_LOG_FORMAT"),
     *("TBA_SHARING", "TBA_PROCESS_COUNT", "TBA_PROCESS_INDEX", "TBA_TENSOR_PARALLEL"),
     *("TBA_API_ADDRESS", "TBA_API_KEY", "TBA_API_URL", "TBA_DATABASE_URL"),
+    *("TBA_DEPLOYMENT", "TBA_NAMESPACE", "TBA_LEASE", "TBA_MIN_REPLICAS", "TBA_MAX_REPLICAS"),
     *("TBA_WEIGHTS_URL", "TBA_WEIGHTS_CACHE_DIRECTORY", "TBA_CHECKPOINT_DIRECTORY"),
     *(f"TBA_{field}".upper() for field in ServiceSettings.model_fields if field.startswith("kafka_")),
 }
+#: Of processes on one machine, and what `policy.model` says.
+NOT_FOR_PODS: Final = {"TBA_GENERATOR_ADDRESSES", "TBA_PROCESS_COUNT_FILE"}
+SET_BY_POLICY: Final = {"learner": {"TBA_MODEL"}}
 
 
 def variables(component: str) -> set[str]:
     """Every variable that some process of a component reads."""
-    classes = [c for file in FILES[component] if (ROOT / file).exists() for c in _classes(file)]
-    return {f"TBA_{field}".upper() for c in classes for field in c.model_fields}
+    return {f"TBA_{name}".upper() for name, _ in _fields(component)}
+
+
+def secrets(component: str) -> set[str]:
+    """Those that never stand in values: they come from a Secret, by `env`."""
+    return {f"TBA_{name}".upper() for name, kind in _fields(component) if "SecretStr" in str(kind)}
 
 
 def expected() -> dict[str, Any]:
     """The part of the schema that this file writes."""
-    return {f"{component}Settings": _object(variables(component) - SET_BY_CHART) for component in FILES}
+    return {f"{component}Settings": _object(_settable(component)) for component in FILES}
+
+
+def _settable(component: str) -> set[str]:
+    others = SET_BY_CHART | NOT_FOR_PODS | SET_BY_POLICY.get(component, set())
+    return variables(component) - others - secrets(component)
+
+
+def _fields(component: str) -> list[tuple[str, object]]:
+    classes = [c for file in FILES[component] if (ROOT / file).exists() for c in _classes(file)]
+    return [(name, field.annotation) for c in classes for name, field in c.model_fields.items()]
 
 
 def load() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tba_common import metrics
-from tests.chart.rendering import CHART, ROOT, manifests_of, of_kind
+from tests.chart.rendering import CHART, ROOT, manifests_of, of_kind, render
 
 ALERTS: Final = sorted(CHART.glob("rules/*.yaml"))
 DASHBOARDS: Final = sorted(CHART.glob("dashboards/*.json"))
@@ -20,7 +20,7 @@ RUNBOOKS: Final = ROOT / "docs/runbooks"
 
 def exported() -> set[str]:
     """The names that a scrape finds, of every kind of process."""
-    rooms = ("generator", "reward", "buffer", "learner")
+    rooms = ("generator", "reward", "buffer", "learner", "autoscaler")
     text = b"".join(metrics.exposition(f"tba-{room}") for room in rooms).decode()
     kinds = dict(re.findall(r"^# TYPE (tba_\w+) (\w+)$", text, re.MULTILINE))
     histograms = {name for name, kind in kinds.items() if kind == "histogram"}
@@ -71,8 +71,25 @@ def test_rules_and_dashboards_reach_the_cluster_but_for_the_excluded() -> None:
     manifests = manifests_of("production")
     rules = [m["spec"]["groups"][0]["rules"][0] for m in of_kind(manifests, "PrometheusRule")]
     assert {rule["alert"] for rule in rules} == {alert(path)["alert"] for path in ALERTS} - {"TbaNoWeights"}
-    assert all(rule["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{rule['alert']}.md") for rule in rules)
     shown = [
         m["data"] for m in of_kind(manifests, "ConfigMap") if "grafana_dashboard" in m["metadata"].get("labels", {})
     ]
     assert {name for data in shown for name in data} == {path.name for path in DASHBOARDS}
+
+
+def test_an_alert_names_its_page_in_the_repository_or_links_to_where_it_is_published() -> None:
+    rules: dict[str, Any] = {"enabled": True}
+    published = {"runbooks": "https://runbooks.example.com/tba"}
+    for values, key, place in (
+        (rules, "runbook", "docs/runbooks"),
+        (rules | published, "runbook_url", published["runbooks"]),
+    ):
+        for found in of_kind(render({"monitoring": {"rules": values}}), "PrometheusRule"):
+            (rule,) = found["spec"]["groups"][0]["rules"]
+            annotations = {name: text for name, text in rule["annotations"].items() if name.startswith("runbook")}
+            assert annotations == {key: f"{place}/{rule['alert']}.md"}
+
+
+def test_what_an_hpa_follows_is_exported() -> None:
+    (scaler,) = of_kind(manifests_of("hpa"), "HorizontalPodAutoscaler")
+    assert unknown(scaler["spec"]["metrics"][0]["external"]["metric"]["name"]) == set()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.generator.kubernetes_actuator import REQUIRED_RULES
-from tests.chart.rendering import Manifest, manifests_of, named, of_kind, render, values_of
-from tests.chart.rules.rule import pod, pods, variables
+from services.generator.kubernetes_actuator import HEALTH_PORT, REQUIRED_RULES
+from tests.chart.rendering import NAMESPACE, Manifest, manifests_of, named, of_kind, render, values_of
+from tests.chart.rules.rule import pod, pods, selects, variables
 
 
 def job_names(values: dict[str, Any]) -> set[str]:
@@ -34,6 +34,63 @@ def test_the_autoscaler_may_do_what_it_calls_and_nothing_else() -> None:
 def test_an_autoscaler_that_others_follow_changes_nothing_itself() -> None:
     for situation, is_dry in {"default": None, "keda": "true", "hpa": "true"}.items():
         assert variables(pod(manifests_of(situation), "autoscaler").spec["containers"][0]).get("TBA_DRY_RUN") == is_dry
+
+
+def test_the_autoscaler_is_told_what_it_scales_and_within_which_limits() -> None:
+    for situation in ("default", "keda", "hpa"):
+        container = pod(manifests_of(situation), "autoscaler").spec["containers"][0]
+        told = variables(container)
+        assert told["TBA_API_URL"] == "http://tba-api:8000"
+        assert (told["TBA_DEPLOYMENT"], told["TBA_LEASE"], told["TBA_NAMESPACE"]) == (
+            named(manifests_of(situation), "Deployment", "tba-generator")["metadata"]["name"],
+            "tba-autoscaler",
+            NAMESPACE,
+        )
+        limits = {"min": 1, "max": 4} | values_of(situation).get("generator", {}).get("autoscaling", {})
+        assert (told["TBA_MIN_REPLICAS"], told["TBA_MAX_REPLICAS"]) == (str(limits["min"]), str(limits["max"]))
+        (key,) = [entry for entry in container["env"] if entry["name"] == "TBA_API_KEY"]
+        assert key["valueFrom"]["secretKeyRef"] == {"name": "tba-api-key", "key": "api-key"}
+
+
+def test_the_autoscaler_reaches_the_health_port_of_every_generator() -> None:
+    situations: list[dict[str, Any]] = [{}, {"networkPolicy": {"metricsFrom": []}}, values_of("production")]
+    for values in situations:
+        manifests = render(values)
+        generator = pod(manifests, "generator")
+        ports = {port["name"]: port["containerPort"] for port in generator.spec["containers"][0]["ports"]}
+        open_to = named(manifests, "NetworkPolicy", "tba-generator")["spec"]["ingress"][0]
+        asked = named(manifests, "NetworkPolicy", "tba-autoscaler")["spec"]["egress"]
+        assert {"port": ports[HEALTH_PORT]} in open_to["ports"]
+        labels = pod(manifests, "autoscaler").labels
+        assert "from" not in open_to or any(
+            selects(p["podSelector"], labels) for p in open_to["from"] if "podSelector" in p
+        )
+        assert any(
+            {"port": ports[HEALTH_PORT]} in rule["ports"] and selects(rule["to"][0]["podSelector"], generator.labels)
+            for rule in asked
+            if "to" in rule
+        )
+
+
+def test_a_scorer_reaches_the_internet_only_where_its_model_or_its_judge_is() -> None:
+    scorers: list[dict[str, Any]] = [
+        {"name": "verifier"},
+        {"name": "code", "settings": {"TBA_CODE_ENABLED": True}},
+        {"name": "judge"},
+        {"name": "victim", "settings": {"TBA_MODEL": "Qwen/Qwen2.5-1.5B-Instruct"}},
+        {"name": "reward_model", "settings": {"TBA_MODEL": "/var/cache/tba/models/reward"}},
+    ]
+    manifests = render(values_of("gpu") | {"scorers": scorers})
+    policies = {
+        s["name"]: named(manifests, "NetworkPolicy", f"tba-reward-{s['name'].replace('_', '-')}") for s in scorers
+    }
+    outside = {name for name, p in policies.items() if {"ports": [{"port": 443}]} in p["spec"]["egress"]}
+    assert outside == {"judge", "victim"}
+
+
+def test_a_scorer_that_runs_code_gets_the_runtime_it_is_given() -> None:
+    assert pod(manifests_of("multi-node"), "reward-code").spec["runtimeClassName"] == "gvisor"
+    assert "runtimeClassName" not in pod(manifests_of("multi-node"), "reward-judge").spec
 
 
 def test_an_upgrade_that_changes_a_job_makes_another_because_jobs_cannot_change() -> None:

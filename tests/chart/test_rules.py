@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from tests.chart.rendering import SITUATIONS, manifests_of
-from tests.chart.rules import numbers, platform, policy, references, structure, syntax
+from tests.chart.rules import numbers, platform, policy, ranks, references, structure, syntax
 from tests.chart.rules.rule import Rule
 
 RULES: Final = (
@@ -17,6 +17,7 @@ RULES: Final = (
     *numbers.RULES,
     *policy.RULES,
     *platform.RULES,
+    *ranks.RULES,
 )
 
 

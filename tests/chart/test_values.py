@@ -12,6 +12,7 @@ from helm_python import HelmError, lint
 from tests.chart import settings_schema
 from tests.chart.rendering import CHART, NAMESPACE, SITUATIONS, notes, render, values_of
 
+KEDA: Final[dict[str, Any]] = {"generator": {"autoscaling": {"mode": "keda"}}}
 EXTERNAL_KAFKA: Final = {"mode": "external", "external": {"servers": "kafka:9093"}}
 
 REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
@@ -33,7 +34,17 @@ REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
     ({"kafka": {"mode": "bundled"}}, "set generator.autoscaling.mode=none"),
     ({"generator": {"autoscaling": {"min": 5, "max": 2}}}, "min is 5 and max is 2"),
     ({"generator": {"autoscaling": {"mode": "hpa", "min": 0}}}, "hpa cannot go to zero"),
-    ({"learner": {"gpus": 2}}, "learner.gpus is 2"),
+    ({"learner": {"nodes": 0}}, "/learner/nodes"),
+    ({"learner": {"nodes": 2}}, "learner.nodes is 2, and the demonstration policy lies on a disk of one node"),
+    ({"learner": {"gpus": 2, "settings": {"TBA_DEVICE": "cuda:0"}}}, "learner.settings.TBA_DEVICE is cuda:0"),
+    ({"learner": {"settings": {"TBA_MODEL": "x"}}}, "'TBA_MODEL' not allowed"),
+    ({"autoscaler": {"settings": {"TBA_LEASE": "x"}}}, "'TBA_LEASE' not allowed"),
+    ({"scorers": [{"name": "judge", "settings": {"TBA_JUDGE_API_KEY": "x"}}]}, "'TBA_JUDGE_API_KEY' not allowed"),
+    ({"learner": {"env": [{"name": "TBA_RUN_ID", "value": "x"}]}}, "learner: the environment has TBA_RUN_ID twice"),
+    ({"autoscaler": {"settings": {"TBA_DRY_RUN": True}}} | KEDA, "autoscaler: the environment has TBA_DRY_RUN twice"),
+    ({"scorers": [{"name": "code"}]}, "code runs programs that tasks bring"),
+    ({"scorers": [{"name": "code.a", "settings": {"TBA_CODE_ENABLED": False}}]}, "code.a runs programs"),
+    ({"monitoring": {"rules": {"runbooks": "wiki"}}}, "/monitoring/rules/runbooks"),
     ({"api": {"ingress": {"enabled": True}}}, "needs api.ingress.host"),
     ({"production": True}, "refuses kafka.mode=single"),
     ({"production": True}, "refuses postgres.mode=single"),

@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -95,6 +97,36 @@ def test_a_text_log_line_holds_its_fields(capfd: pytest.CaptureFixture[str]) -> 
     configure_logging("text")
     logging.getLogger("tba").info("weights loaded", extra={"policy_version": 42})
     assert "INFO tba: weights loaded policy_version=42" in capfd.readouterr().err
+
+
+def test_requests_of_an_http_client_are_no_events(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("text")
+    logging.getLogger("httpx").info("HTTP Request: POST https://judge.example/v1/chat/completions")
+    logging.getLogger("httpx").warning("a fault")
+    assert capfd.readouterr().err.count("httpx") == 1
+
+
+def test_a_prober_that_leaves_before_its_answer_is_no_event(
+    life: Lifecycle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked, left = threading.Event(), threading.Event()
+    answering: list[threading.Thread] = []
+
+    def readiness() -> tuple[bool, str]:
+        answering.append(threading.current_thread())
+        asked.set()
+        return left.wait(5), "ready"
+
+    monkeypatch.setattr(life, "readiness", readiness)
+    host, port = str(life.address).split(":")
+    with socket.create_connection((host, int(port))) as prober:
+        prober.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
+        prober.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert asked.wait(5)
+    left.set()
+    answering[0].join(5)
+    assert not answering[0].is_alive()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_process_that_stopped_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

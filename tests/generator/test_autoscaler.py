@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -10,6 +11,7 @@ import pytest
 from services.generator.autoscaler import Autoscaler, NotAllowed, Unreachable
 from services.generator.scaling import Decision, Fleet, Limits
 from services.generator.scaling_api import ScalingApi
+from tba_common.metrics import exposition
 from tests.cli.fake_api import FakeApi, Reply, serve
 from tests.generator.test_scaling import CALM
 
@@ -122,3 +124,24 @@ def test_who_does_not_lead_decides_nothing_and_forgets_what_it_knew(api: FakeApi
     loop.step()
     assert [decision["reason"] for decision in said(api)] == ["settling", "settling"]
     assert generators.replicas == 2
+
+
+def desired() -> dict[str, float]:
+    """What a scrape finds, by reason."""
+    found = re.findall(r'^tba_autoscaler_desired_replicas\{reason="(\w+)"\} (\S+)$', exported(), re.MULTILINE)
+    return {reason: float(value) for reason, value in found}
+
+
+def exported() -> str:
+    return exposition("tba-autoscaler").decode()
+
+
+def test_the_number_is_exported_for_an_hpa_by_who_leads_and_sees(api: FakeApi, generators: Generators) -> None:
+    loop = autoscaler(api, generators, dry_run=True)
+    loop.step()
+    assert desired() == {"settling": 2}
+    loop.step()
+    assert desired() == {"demand": 3}
+    generators.leads = False
+    loop.step()
+    assert desired() == {}

@@ -87,6 +87,16 @@
   valueFrom: {secretKeyRef: {name: {{ include "tba.apiKeySecret" . }}, key: {{ .Values.api.secretKey }}}}
 {{- end }}
 
+{{/* An environment as YAML; a server refuses one that has a name twice. Takes (list component variables). */}}
+{{- define "tba.env.once" -}}
+{{- $seen := dict }}
+{{- range index . 1 }}
+{{- if hasKey $seen .name }}{{ fail (printf "%s: the environment has %s twice: the chart says it already, or settings and env both do" (index $ 0) .name) }}{{ end }}
+{{- $_ := set $seen .name true }}
+{{- end }}
+{{- toYaml (index . 1) }}
+{{- end }}
+
 {{/* Settings as values say them: a map from name to value. */}}
 {{- define "tba.env.settings" -}}
 {{- range $name, $value := . }}

@@ -74,7 +74,7 @@ reward-{{ . | replace "." "-" | replace "_" "-" }}
 {{- $names := list }}{{ range .Values.scorers }}{{ $names = append $names .name }}{{ end }}{{ join "," $names -}}
 {{- end }}
 
-{{/* Whether anything reads from a hub or an object store. */}}
+{{/* Whether learner and generators read from a hub or an object store. */}}
 {{- define "tba.usesInternet" -}}
 {{- if or .Values.weights.url (and .Values.policy.model (not .Values.modelCache.offline)) }}true{{ end -}}
 {{- end }}
@@ -90,4 +90,11 @@ spec:
   selector: {{- include "tba.selector" . | nindent 4 }}
   ports:
     - {name: health, port: 8081, targetPort: health}
+{{- end }}
+
+{{/* Whether a scorer reads its model from a hub, or asks a judge somewhere. Takes (list root scorer). */}}
+{{- define "tba.scorerUsesInternet" -}}
+{{- $model := dig "settings" "TBA_MODEL" "" (index . 1) | toString -}}
+{{- $isHub := and $model (not (hasPrefix "/" $model)) (not (index . 0).Values.modelCache.offline) -}}
+{{- if or $isHub (regexMatch "^judge([.]|$)" (index . 1).name) }}true{{ end -}}
 {{- end }}

@@ -86,12 +86,9 @@ spec:
     - name: {{ .component }}
       {{- include "tba.container" (dict "root" $root "values" $values) | nindent 6 }}
       args: {{ .args | toJson }}
-      env:
-        {{- include "tba.env.every" (list $root $values) | nindent 8 }}
-        {{- if .kafka }}{{ include "tba.env.kafka" $root | nindent 8 }}{{ end }}
-        {{- with .env }}{{ . | nindent 8 }}{{ end }}
-        {{- include "tba.env.settings" (merge (dict) $values.settings (default dict .settings)) | nindent 8 }}
-        {{- with $values.env }}{{ toYaml . | nindent 8 }}{{ end }}
+      {{- $settings := include "tba.env.settings" (merge (dict) $values.settings (default dict .settings)) }}
+      {{- $told := list (include "tba.env.every" (list $root $values)) (ternary (include "tba.env.kafka" $root) "" (default false .kafka)) (default "" .env) $settings }}
+      env: {{- include "tba.env.once" (list .component (concat (join "\n" $told | fromYamlArray) $values.env)) | nindent 8 }}
       {{- with concat $values.envFrom (default list .envFrom) }}
       envFrom: {{- toYaml . | nindent 8 }}
       {{- end }}
@@ -183,12 +180,12 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
 {{- define "tba.priority" -}}
-{{- $root := index . 0 }}{{ $component := index . 1 -}}
-{{- $known := list "learner" "buffer" "api" "generator" -}}
+{{- $root := index . 0 -}}
+{{- $class := index . 1 | trimSuffix "-follower" }}{{ $known := list "learner" "buffer" "api" "generator" -}}
 {{- if (index . 2).priorityClassName -}}
 {{- (index . 2).priorityClassName -}}
-{{- else if and $root.Values.priorityClasses.create (has $component $known) -}}
-{{- $root.Release.Namespace }}-{{ include "tba.fullname" $root }}-{{ $component -}}
+{{- else if and $root.Values.priorityClasses.create (has $class $known) -}}
+{{- $root.Release.Namespace }}-{{ include "tba.fullname" $root }}-{{ $class -}}
 {{- end -}}
 {{- end }}
 

@@ -21,13 +21,14 @@ FOREIGN: Final = {
     "HF_HUB_OFFLINE": "the hub's client",
     "AWS_ENDPOINT_URL": "the S3 client",
     "OMP_NUM_THREADS": "torch",
+    "NCCL_DEBUG": "NCCL, under torch",
     "TBA_URL": "the command line",
     "TBA_API_KEY": "the command line",
     "TZ": "the C library",
 }
 _SHARED: Final = {f"TBA_{field}".upper() for field in ServiceSettings.model_fields}
 #: Jobs and init containers that run a process of another component.
-_LIKE: Final = {"migrate": "buffer"}
+_LIKE: Final = {"migrate": "buffer", "learner-follower": "learner"}
 
 
 def a_setting_is_one_that_its_process_reads(manifests: Manifests) -> Iterator[str]:
@@ -44,8 +45,9 @@ def a_setting_is_one_that_its_process_reads(manifests: Manifests) -> Iterator[st
 def a_command_exists(manifests: Manifests) -> Iterator[str]:
     for found in pods(manifests):
         for container in found.containers:
-            if _is_ours(container) and (fault := _fault_of(tuple(container["args"]))):
-                yield f"{found.name} {container['name']}: {fault}"
+            for args in _commands(container["args"]) if _is_ours(container) else ():
+                if fault := _fault_of(tuple(args)):
+                    yield f"{found.name} {container['name']}: {fault}"
 
 
 def a_process_waits_for_what_it_needs(manifests: Manifests) -> Iterator[str]:
@@ -57,6 +59,25 @@ def a_process_waits_for_what_it_needs(manifests: Manifests) -> Iterator[str]:
             is_service = found.owner["kind"] in ("Deployment", "StatefulSet")
             if is_service and name in variables(found.spec["containers"][0]) and waiter not in waits:
                 yield f"{found.name} has {name} and does not wait"
+
+
+def every_process_knows_the_same_scorers(manifests: Manifests) -> Iterator[str]:
+    """Topics that are not made, or a task that is taken and never scored, are what another list would come to."""
+    told = [
+        (found, variables(c).get("TBA_SCORERS")) for found in pods(manifests) for c in found.containers if _is_ours(c)
+    ]
+    names = {scorers for _, scorers in told if scorers is not None}
+    if len(names) > 1:
+        yield from (f"{found.name} is told of {scorers}" for found, scorers in told)
+    for component in {"api", "buffer", "topics", "kafka"} & {found.component for found, _ in told}:
+        if (component, None) in {(found.component, scorers) for found, scorers in told}:
+            yield f"{component} is told of no scorers"
+
+
+def _commands(args: list[str]) -> list[list[str]]:
+    """What runs, and what it runs in turn: torchrun has the process behind -m."""
+    at = args.index("-m") if "-m" in args else len(args)
+    return [args[:at], *([args[at + 1 :]] if at < len(args) else [])]
 
 
 def _is_ours(container: dict[str, Any]) -> bool:
@@ -96,4 +117,8 @@ RULES: Final = (
     ),
     Rule(a_command_exists, lambda m: _main(m, "buffer").update(args=["services.buffer", "server"])),
     Rule(a_process_waits_for_what_it_needs, lambda m: pod(m, "buffer").spec.pop("initContainers")),
+    Rule(
+        every_process_knows_the_same_scorers,
+        lambda m: _main(m, "topics")["env"].append({"name": "TBA_SCORERS", "value": "verifier,judge"}),
+    ),
 )

@@ -126,8 +126,8 @@ def alive_means_that_its_own_loop_turns(manifests: Manifests) -> Iterator[str]:
     """A probe that asked Kafka or Postgres would kill every process when one server is away."""
     for found in pods(manifests):
         container = found.spec["containers"][0]
-        is_ours = container.get("args", [""])[0].startswith(("services.", "tba_cli.local"))
-        if is_ours and found.owner["kind"] != "Job":
+        is_ours = container.get("args", [""])[0].startswith(("services.", "tba_cli.local", "torch."))
+        if is_ours and found.component != "learner-follower" and found.owner["kind"] != "Job":
             asked = {kind: container.get(kind, {}).get("httpGet", {}).get("path") for kind in _PROBES}
             if asked != {"livenessProbe": "/healthz", "readinessProbe": "/readyz"} or "startupProbe" not in container:
                 yield f"{found.name}: {asked}"

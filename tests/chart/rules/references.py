@@ -114,7 +114,7 @@ def a_policy_opens_ports_that_its_pods_have(manifests: Manifests) -> Iterator[st
         mine = [p for p in pods(manifests) if selects(policy["spec"]["podSelector"], p.labels)]
         for rule in policy["spec"].get("ingress") or []:
             for port in rule["ports"]:
-                if not any(port["port"] in _ports(p.spec).values() for p in mine):
+                if "endPort" not in port and not any(port["port"] in _ports(p.spec).values() for p in mine):
                     yield f"{label(policy)} opens {port['port']}, on which none of its pods listens"
 
 

@@ -1,0 +1,168 @@
+"""Rewards on a real line: three scorers make one, a judge goes away and comes back, and no fault becomes a zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.e2e.reward_line import (
+    COMPOSITE,
+    PROMPTS,
+    SUMS,
+    WEIGHTS,
+    Line,
+    attempts_of,
+    broken,
+    judged,
+    line,
+    opinion,
+    scores_of,
+    verified,
+)
+
+GSM8K: Final = Path(__file__).parents[1] / "data" / "gsm8k.jsonl"
+PROBLEMS: Final = 1_000
+SOME: Final = 200  # trajectories whose coming is timed
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def rewards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
+    with line(tiny_model, tmp_path_factory.mktemp("rewards")) as running:
+        yield running
+
+
+def test_a_composite_reward_is_the_hand_computed_one_and_shows_each_scorers_part(rewards: Line) -> None:
+    rewards.wait_for_more("composite", 40)
+    listed = rewards.trajectories(task="composite")
+    assert {verified(one["text"]) for one in listed} == {0.0, 1.0}
+    for one in listed:
+        whole = rewards.trajectory(one["trajectory_id"])
+        by_hand = {
+            "verifier": verified(one["text"]),
+            "judge": judged(one["text"]),
+            "reference": sum(whole["logprobs"]),  # nothing was trained: the policy is its own reference
+        }
+        assert scores_of(one) == pytest.approx(by_hand, rel=1e-3)
+        assert one["reward"] == pytest.approx(sum(WEIGHTS[name] * by_hand[name] for name in WEIGHTS), rel=1e-3)
+        assert (whole["scores"], whole["reward"]) == (one["scores"], one["reward"])
+
+
+def test_a_judge_that_is_away_for_a_moment_costs_attempts_and_no_reward(rewards: Line) -> None:
+    asked = len(rewards.endpoint.requests)
+    rewards.endpoint.model = broken
+    rewards.stack.wait_for(lambda: len(rewards.endpoint.requests) >= asked + 8, seconds=30, what="refused requests")
+    rewards.endpoint.model = opinion
+
+    def again() -> bool:
+        return any(attempts_of(one, "judge") > 1 for one in rewards.trajectories(task="composite", limit=200))
+
+    rewards.stack.wait_for(again, seconds=30, what="a score at the second attempt")
+    stored = rewards.trajectories(task="composite", limit=200)
+    assert [scores_of(one)["judge"] for one in stored] == pytest.approx([judged(one["text"]) for one in stored])
+    assert min(scores_of(one)["judge"] for one in stored) > 0.1
+    assert rewards.dead_letters() == []
+
+
+def test_a_judge_that_fails_for_good_holds_nobody_up_and_a_replay_puts_through_what_it_missed(rewards: Line) -> None:
+    usual = rewards.wait_for_more("sums", SOME)
+    rewards.endpoint.model = broken
+    meanwhile = rewards.wait_for_more("sums", SOME)
+
+    def buried() -> bool:
+        return len(rewards.dead_letters(task="composite")) == len(PROMPTS)
+
+    rewards.stack.wait_for(buried, seconds=60, what="a dead letter of each prompt")
+    missed = rewards.stored("composite")
+    meanwhile = min(meanwhile, rewards.wait_for_more("sums", SOME))
+    print(f"{SOME} trajectories of the other task: {usual:.1f} s with the judge, {meanwhile:.1f} s without")
+    assert meanwhile < 2 * usual
+    letters = rewards.dead_letters(task="composite")
+    assert {(one["service"], one["purpose"], one["replay"]) for one in letters} == {
+        ("tba-reward-judge", "train", "none")
+    }
+    assert {one["reason"] for one in letters} == {"judge answered 500 (8 attempts)"}
+    assert rewards.client.status().queues.dead_letters == len(PROMPTS)
+
+    rewards.endpoint.model = opinion
+    first, *_ = letters
+    answer = rewards.client.change("POST", f"/v1/dead-letters/{first['dead_letter_id']}/replay").json()
+    assert answer["replay"] in {"asked", "sent"}
+    assert rewards.tba("dlq", "replay", "--task", "composite") == f"{len(PROMPTS) - 1} replayed\n"
+    orders = [one["issue_id"] for one in letters]
+
+    def through() -> bool:
+        ended = (
+            "SELECT stored + duplicates, completions FROM issues WHERE issue_id = ANY(:orders) AND state = 'settled'"
+        )
+        found = rewards.rows(f"{ended} AND state = 'settled'", orders=orders)
+        return len(found) == len(orders) and all(kept == ordered for kept, ordered in found)
+
+    rewards.stack.wait_for(through, seconds=30, what="every order that was replayed in the buffer")
+    assert rewards.stored("composite") > missed
+    assert {one["replay"] for one in rewards.dead_letters(task="composite")} == {"sent"}
+    for task in (COMPOSITE, SUMS):
+        rewards.client.pause(task.name)
+    rewards.stack.wait_for(lambda: rewards.client.status().ledger.in_flight == 0, seconds=30, what="an empty line")
+    ledger = rewards.client.status().ledger
+    assert ledger.balances
+    assert (ledger.dead_lettered, ledger.expired) == (0, 0)
+    assert rewards.discrepancies() == []
+
+
+def test_given_completions_are_graded_before_anything_is_sampled(rewards: Line) -> None:
+    reward = [term.model_dump(mode="json") for term in COMPOSITE.reward if term.scorer != "reference"]
+    prompt = {"text": "3+4="}
+    valid = rewards.client.change("POST", "/v1/graders:validate", {"reward": reward, "prompt": prompt}).json()
+    assert valid["scorers"] == ["verifier", "judge"]
+    texts = ["17", "seven", "7 or 8"]
+    graded = rewards.client.change(
+        "POST", "/v1/graders:run", {"reward": reward, "prompt": prompt, "completions": texts}
+    ).json()
+    assert graded["state"] == "done"
+    for given, grade in zip(texts, graded["completions"], strict=True):
+        by_hand = {"verifier": verified(given), "judge": judged(given)}
+        assert scores_of(grade) == pytest.approx(by_hand)
+        assert grade["reward"] == pytest.approx(2.0 * by_hand["verifier"] + 0.5 * by_hand["judge"])
+
+
+def test_stored_trajectories_are_scored_again_by_a_changed_reward_and_the_audit_keeps_the_old_one(
+    rewards: Line, tmp_path: Path
+) -> None:
+    changed = '[{"scorer": "judge", "weight": 3.0, "options": {"rubric": "The more digits, the better."}}]'
+    (tmp_path / "reward.json").write_text(changed)
+    before = {one["trajectory_id"]: one["reward"] for one in rewards.trajectories(task="composite", limit=50)}
+    asked = ("rescore", "composite", "--reward", str(tmp_path / "reward.json"), "--requested-by", "ada", "-o", "json")
+    done = rewards.tba(*asked)
+    assert (done["state"], done["failed"]) == ("done", 0)
+    assert done["rescored"] == done["total"] == rewards.stored("composite")
+    for trajectory_id, old in before.items():
+        now = rewards.trajectory(trajectory_id)
+        assert now["reward"] == pytest.approx(3.0 * judged(now["text"]))
+        assert list(scores_of(now)) == ["judge"]
+        (audit,) = now["rescores"]
+        assert (audit["requested_by"], audit["old_reward"], audit["new_reward"]) == ("ada", old, now["reward"])
+        assert (set(audit["old_scorers"]), set(audit["new_scorers"])) == (set(WEIGHTS), {"judge"})
+
+
+def test_a_thousand_problems_are_imported_listed_sampled_and_scored_by_their_last_number(rewards: Line) -> None:
+    short = ("--set", "sampling.max_new_tokens=8", "--set", "sampling.completions=2")
+    posted = rewards.tba("tasks", "import", str(GSM8K), "--recipe", "gsm8k", *short, "-o", "json")
+    assert (posted["name"], posted["progress"]["prompts_train"]) == ("gsm8k", PROBLEMS)
+    listed = {task["name"]: task for task in rewards.tba("tasks", "list", "-o", "json")}
+    assert listed["gsm8k"]["progress"]["prompts_train"] == PROBLEMS
+    assert listed["gsm8k"]["spec"]["reward"][0]["options"] == {"match": "last_number"}
+
+    rewards.stack.wait_for(lambda: rewards.stored("gsm8k") > 0, seconds=60, what="an answer to a problem")
+    rewards.client.pause("gsm8k")
+    one = rewards.trajectories(task="gsm8k", limit=1)[0]
+    problem = rewards.trajectory(one["trajectory_id"])
+    assert problem["reference"].count("####") == 1
+    gold = {"text": problem["prompt"], "reference": problem["reference"]}
+    body = {"task": "gsm8k", "prompt": gold, "completions": [problem["reference"], "I do not know"]}
+    graded = rewards.client.change("POST", "/v1/graders:run", body).json()
+    assert [grade["reward"] for grade in graded["completions"]] == [1.0, 0.0]
