@@ -118,7 +118,7 @@ def line(model: Path, directory: Path) -> Iterator[Line]:
             "TBA_JUDGE_ALLOWED_ORIGINS": endpoint.url.removesuffix("/v1"),
             "TBA_JUDGE_PRIVATE_HOSTS": "127.0.0.1",
             "TBA_RETRY_ROUNDS": "1",
-            "TBA_RETRY_SECONDS": "1",
+            "TBA_RETRY_SECONDS": "0.2",
         }
         scorers = {"tba-reward-judge": judge, "tba-reward-reference": {"TBA_MODEL": str(policy)}}
         options = StackOptions(

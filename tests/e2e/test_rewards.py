@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import httpx
 import pytest
 
 from tests.e2e.reward_line import (
@@ -26,6 +27,7 @@ from tests.e2e.reward_line import (
 GSM8K: Final = Path(__file__).parents[1] / "data" / "gsm8k.jsonl"
 PROBLEMS: Final = 1_000
 SOME: Final = 200  # trajectories whose coming is timed
+FEW: Final = 8
 
 pytestmark = pytest.mark.e2e
 
@@ -68,43 +70,44 @@ def test_a_judge_that_is_away_for_a_moment_costs_attempts_and_no_reward(rewards:
     assert rewards.dead_letters() == []
 
 
-def test_a_judge_that_fails_for_good_holds_nobody_up_and_a_replay_puts_through_what_it_missed(rewards: Line) -> None:
+def test_a_judge_that_fails_for_good_fills_the_dead_letters_and_holds_no_other_task_up(rewards: Line) -> None:
     usual = rewards.wait_for_more("sums", SOME)
     rewards.endpoint.model = broken
     meanwhile = rewards.wait_for_more("sums", SOME)
+    print(f"{SOME} trajectories of the other task: {usual:.1f} s with the judge, {meanwhile:.1f} s without")
+    assert meanwhile < 2 * usual
 
     def buried() -> bool:
         return len(rewards.dead_letters(task="composite")) == len(PROMPTS)
 
     rewards.stack.wait_for(buried, seconds=60, what="a dead letter of each prompt")
-    missed = rewards.stored("composite")
-    meanwhile = min(meanwhile, rewards.wait_for_more("sums", SOME))
-    print(f"{SOME} trajectories of the other task: {usual:.1f} s with the judge, {meanwhile:.1f} s without")
-    assert meanwhile < 2 * usual
-    letters = rewards.dead_letters(task="composite")
-    assert {(one["service"], one["purpose"], one["replay"]) for one in letters} == {
-        ("tba-reward-judge", "train", "none")
+    letters = rewards.dead_letters()
+    assert {(one["service"], one["purpose"], one["replay"], one["reason"]) for one in letters} == {
+        ("tba-reward-judge", "train", "none", "judge answered 500 (8 attempts)")
     }
-    assert {one["reason"] for one in letters} == {"judge answered 500 (8 attempts)"}
-    assert rewards.client.status().queues.dead_letters == len(PROMPTS)
+    body = rewards.tba("dlq", "show", str(letters[0]["dead_letter_id"]), "-o", "json")["message"]
+    assert (body["retry"]["rounds"], body["retry"]["attempts"]) == (1, 4)
+    assert [score["scorer"] for score in body["scores"]] == ["verifier"]  # what came before the judge is not lost
+    assert rewards.client.status().ledger.dead_lettered == len(PROMPTS) * COMPOSITE.sampling.completions
 
+
+def test_a_replay_after_the_fix_puts_through_what_the_judge_missed(rewards: Line) -> None:
+    missed = rewards.stored("composite")
+    letters = rewards.dead_letters(task="composite")
     rewards.endpoint.model = opinion
-    first, *_ = letters
-    answer = rewards.client.change("POST", f"/v1/dead-letters/{first['dead_letter_id']}/replay").json()
-    assert answer["replay"] in {"asked", "sent"}
-    assert rewards.tba("dlq", "replay", "--task", "composite") == f"{len(PROMPTS) - 1} replayed\n"
-    orders = [one["issue_id"] for one in letters]
+    rewards.client.change("POST", f"/v1/dead-letters/{letters[0]['dead_letter_id']}/replay")
+    assert rewards.tba("dlq", "replay", "--task", "composite") == f"{len(letters) - 1} replayed\n"
 
     def through() -> bool:
-        ended = (
-            "SELECT stored + duplicates, completions FROM issues WHERE issue_id = ANY(:orders) AND state = 'settled'"
+        found = rewards.rows(
+            "SELECT stored + duplicates, completions FROM issues WHERE state = 'settled' AND issue_id = ANY(:ids)",
+            ids=[one["issue_id"] for one in letters],
         )
-        found = rewards.rows(f"{ended} AND state = 'settled'", orders=orders)
-        return len(found) == len(orders) and all(kept == ordered for kept, ordered in found)
+        return len(found) == len(letters) and all(kept == ordered for kept, ordered in found)
 
     rewards.stack.wait_for(through, seconds=30, what="every order that was replayed in the buffer")
     assert rewards.stored("composite") > missed
-    assert {one["replay"] for one in rewards.dead_letters(task="composite")} == {"sent"}
+    assert {one["replay"] for one in rewards.dead_letters()} == {"sent"}
     for task in (COMPOSITE, SUMS):
         rewards.client.pause(task.name)
     rewards.stack.wait_for(lambda: rewards.client.status().ledger.in_flight == 0, seconds=30, what="an empty line")
@@ -147,6 +150,36 @@ def test_stored_trajectories_are_scored_again_by_a_changed_reward_and_the_audit_
         (audit,) = now["rescores"]
         assert (audit["requested_by"], audit["old_reward"], audit["new_reward"]) == ("ada", old, now["reward"])
         assert (set(audit["old_scorers"]), set(audit["new_scorers"])) == (set(WEIGHTS), {"judge"})
+
+
+def test_what_was_asked_of_a_broken_judge_says_so_and_a_replay_completes_it(rewards: Line) -> None:
+    rewards.endpoint.model = broken
+    asked = rewards.client.change("POST", "/v1/tasks/composite/rescore", {"limit": FEW}).json()
+    rescore = f"/v1/rescores/{asked['rescore_id']}"
+    body = {"task": "composite", "prompt": {"text": "3+4="}, "completions": ["17"]}
+    refused = httpx.post(f"{rewards.client.url}/v1/graders:run", json=body, timeout=30.0)
+    assert refused.json()["type"].endswith(":grading-failed")
+    assert refused.json()["detail"] == "judge answered 500 (8 attempts)"
+
+    def now() -> dict[str, Any]:
+        return dict(rewards.client.get(rescore).json())
+
+    rewards.stack.wait_for(lambda: now()["state"] == "done", seconds=30, what="the end of a re-scoring")
+    assert (now()["total"], now()["rescored"], now()["failed"]) == (FEW, 0, FEW)
+    assert {one["purpose"] for one in rewards.dead_letters() if one["replay"] == "none"} == {"grade", "rescore"}
+
+    rewards.endpoint.model = opinion
+    rewards.tba("dlq", "replay", "--reason", "judge answered 500")
+    rewards.stack.wait_for(lambda: now()["rescored"] == FEW, seconds=30, what="the scores that were missed")
+    assert now()["failed"] == 0
+    grading = refused.headers["Location"]
+    done = {"state": "done", "reward": pytest.approx(3.0 * judged("17"))}
+
+    def graded() -> dict[str, Any]:
+        view = rewards.client.get(grading).json()
+        return {"state": view["state"], "reward": view["completions"][0]["reward"] if view["completions"] else None}
+
+    rewards.stack.wait_for(lambda: graded() == done, seconds=30, what="the grade that was missed")
 
 
 def test_a_thousand_problems_are_imported_listed_sampled_and_scored_by_their_last_number(rewards: Line) -> None:
