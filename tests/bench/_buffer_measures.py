@@ -29,7 +29,6 @@ from tests.bench._buffer_world import COMPLETIONS, RUN, Store, settings
 WARM_UP: Final = 4  # transactions before the clock starts
 DRAWS: Final = 2_000
 HELD_ROWS_PER_SECOND: Final = 4_000
-_LENGTH: Final = 512
 
 
 class NoRejects:
@@ -135,19 +134,19 @@ def cpu_of(work: Callable[[], object], repeats: int) -> float:
 
 
 def get_batch(sampler: Sampler, cache: PayloadCache, batch_id: int) -> dict[str, Any]:
-    """Draw a batch whose payloads are cached, as the padded arrays that the original returns."""
+    """Draw a batch whose payloads are cached: tokens and log-probabilities end to end, not padded, and the rest."""
     drawn = sampler.draw(batch_id)
-    ids = [i for group in drawn for i in group.rows["trajectory_id"].tolist()]
+    rows = np.concatenate([group.rows for group in drawn])
+    ids = rows["trajectory_id"].tolist()
     found = cache.get(ids)
-    responses = np.zeros((len(ids), _LENGTH), dtype=np.int32)
-    logprobs = np.zeros((len(ids), _LENGTH), dtype=np.float32)
     payloads = [found[i] for i in ids]
-    lengths = np.array([len(token_ids) // 4 for token_ids, _ in payloads])
-    is_token = np.arange(_LENGTH) < lengths[:, None]
-    responses[is_token] = np.frombuffer(b"".join([token_ids for token_ids, _ in payloads]), dtype="<i4")
-    logprobs[is_token] = np.frombuffer(b"".join([said for _, said in payloads]), dtype="<f4")
-    rewards = np.concatenate([group.rows["reward"] for group in drawn])
-    return {"responses": responses, "logprobs": logprobs, "rewards": rewards}
+    return {
+        "responses": np.frombuffer(b"".join([token_ids for token_ids, _ in payloads]), dtype="<i4"),
+        "logprobs": np.frombuffer(b"".join([logprobs for _, logprobs in payloads]), dtype="<f4"),
+        "lengths": np.array([len(token_ids) // 4 for token_ids, _ in payloads]),
+        "rewards": rows["reward"],
+        "draw_logprobs": np.concatenate([group.picks.draw_logprobs for group in drawn]),
+    }
 
 
 def measure_get_batch(sampler: Sampler) -> float:
