@@ -9,7 +9,7 @@ from typing import Final
 _REMEMBERED: Final = 512
 _RECENT_SECONDS: Final = 30.0
 _PATIENCE: Final = 4.0
-_HOPS_SECONDS: Final = 2.0  # from service to service, and between their looks at what came
+_HOPS_SECONDS: Final = 1.0  # from service to service, and between their looks at what came
 _MAX_LAPSES: Final = 6
 _SHORTEST_REST_SECONDS: Final = 60.0
 _LONGEST_REST_SECONDS: Final = 3_600.0

@@ -48,17 +48,17 @@ def test_the_window_starts_small_and_forgets_those_who_went_away() -> None:
 
 
 def test_the_window_is_what_comes_back_in_twice_the_work_and_the_way() -> None:
-    # Ten answers a second, each of four seconds' work: 80, and 20 on the way.
-    assert turnaround(answers=300, took=4.0).window(30.0, least=64) == 100
+    # Ten answers a second, each of four seconds' work: 80, and 10 on the way.
+    assert turnaround(answers=300, took=4.0).window(30.0, least=64) == 90
 
 
 def test_slow_answers_do_not_starve_the_generators() -> None:
     # 90 at once take a minute each, so three come back every two seconds.
-    assert turnaround(answers=45, took=60.0).window(30.0, least=64) == 183
+    assert turnaround(answers=45, took=60.0).window(30.0, least=64) == 182
 
 
 def test_waiting_in_a_queue_does_not_make_the_queue_longer() -> None:
-    assert turnaround(answers=300, took=40.0, work=4.0).window(30.0, least=64) == 100
+    assert turnaround(answers=300, took=40.0, work=4.0).window(30.0, least=64) == 90
 
 
 def test_answers_of_very_different_length_keep_the_generators_busy() -> None:
