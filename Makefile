@@ -67,8 +67,8 @@ test: $(SMOLLM2_READY) $(VLLM_READY)  ## every test: unit, integration on the re
 test-unit: $(SMOLLM2_READY)  ## laws and logic: no server, no child process, no language model
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-models unit-rest
 
-# Apart, so that only one of two processes has to import torch and transformers.
-MODEL_ROOMS := tests/generator tests/learner tests/reward
+# Apart, so that only one of two processes has to import torch and transformers; common evens them out.
+MODEL_ROOMS := tests/generator tests/learner tests/reward tests/common
 REST := $(filter-out $(MODEL_ROOMS) tests/chart tests/data tests/integration tests/e2e tests/bench tests/vllm,$(wildcard tests/*[a-z]))
 .PHONY: unit-models unit-rest
 unit-models:

@@ -15,6 +15,8 @@ from tba_cli import cli, run_commands
 from tba_cli.errors import BadInput
 from tests.cli.fake_api import STATUS, TASK, FakeApi, Reply, listing, problem, step
 
+pytestmark = pytest.mark.integration
+
 
 class Ended(NamedTuple):
     code: object

@@ -19,6 +19,8 @@ from tba_common.settings import WRONG_SETTINGS
 from tests.reward.judge_server import Answer, Endpoint, answer_in, completion, gullible, serving, verdict
 from tests.reward.rollouts import prompt, rollout
 
+pytestmark = pytest.mark.integration
+
 OPTIONS = {"rubric": "The number must be right."}
 
 
