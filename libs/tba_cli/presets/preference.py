@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tba_cli.presets import posts
-from tba_cli.presets.preset import Made, Measure, Preset, Start, run_learner, train_reward_models
+from tba_cli.presets.preset import Made, Measure, Preset, Start, run_learner, tiny_learner, train_reward_models
 from tba_common.tasks import Combination, Evaluation, PromptSpec, Sampling, ScorerTerm, Target, Task
 
 TRAINED_ON: Final = 2_000
@@ -64,16 +64,8 @@ def make(start: Start) -> Made:
 
 def environment(steps: int) -> dict[str, dict[str, str]]:
     """The settings of each process."""
-    learner = {
-        "TBA_MAX_STEPS": str(steps),
-        "TBA_LEARNING_RATE": "1e-4",
-        "TBA_LEARNING_RATE_SCHEDULE": "10",
-        "TBA_PUBLISH_EVERY": "1",
-        "TBA_CHECKPOINT_EVERY": "20",
-        "TBA_KEEP_VERSIONS": "100",  # an evaluation must find its version
-    }
     buffer = {"TBA_GROUPS_PER_BATCH": "16", "TBA_TRAJECTORIES_PER_GROUP": "8", "TBA_MIN_SIZE": "128"}
-    return {"tba-learner": learner, "tba-buffer": buffer}
+    return {"tba-learner": tiny_learner(steps), "tba-buffer": buffer}
 
 
 def _policy(start: Start, random_: random.Random) -> Path:

@@ -91,6 +91,18 @@ class Preset:
         return self.scorers == ("verifier",)
 
 
+def tiny_learner(steps: int) -> dict[str, str]:
+    """The learner's settings for a tiny policy whose other models are as small: a version with every step."""
+    return {
+        "TBA_MAX_STEPS": str(steps),
+        "TBA_LEARNING_RATE": "1e-4",
+        "TBA_LEARNING_RATE_SCHEDULE": "10",
+        "TBA_PUBLISH_EVERY": "1",
+        "TBA_CHECKPOINT_EVERY": "20",
+        "TBA_KEEP_VERSIONS": "100",  # an evaluation must find its version
+    }
+
+
 def run_learner(*arguments: object) -> None:
     """Run a command of the learner's room in a process of its own.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tba_cli.presets import attacks
-from tba_cli.presets.preset import Made, Measure, Preset, Start, run_learner
+from tba_cli.presets.preset import Made, Measure, Preset, Start, run_learner, tiny_learner
 from tba_common.tasks import Combination, Evaluation, PromptSpec, Ramp, Sampling, ScorerTerm, Target, Task
 
 #: The attack prompt so many times over: as many groups of attacks are on the way at once, and a batch is one group.
@@ -65,21 +65,13 @@ def make(start: Start) -> Made:
 
 def environment(steps: int) -> dict[str, dict[str, str]]:
     """The settings of each process."""
-    learner = {
-        "TBA_MAX_STEPS": str(steps),
-        "TBA_LEARNING_RATE": "1e-4",
-        "TBA_LEARNING_RATE_SCHEDULE": "10",
-        "TBA_PUBLISH_EVERY": "1",
-        "TBA_CHECKPOINT_EVERY": "20",
-        "TBA_KEEP_VERSIONS": "100",  # an evaluation must find its version
-    }
     buffer = {
         "TBA_GROUPS_PER_BATCH": str(COPIES),
         "TBA_TRAJECTORIES_PER_GROUP": "16",
         "TBA_MIN_SIZE": "128",
         "TBA_CAPACITY_PER_PROMPT": "1000",  # of the few prompts there are, what was found must be kept
     }
-    return {"tba-api": {"TBA_ALLOW_REDTEAM": "true"}, "tba-learner": learner, "tba-buffer": buffer}
+    return {"tba-api": {"TBA_ALLOW_REDTEAM": "true"}, "tba-learner": tiny_learner(steps), "tba-buffer": buffer}
 
 
 def _taught(start: Start, name: str, example: Callable[[], tuple[str, str]], *, steps: int, seed: int) -> Path:
