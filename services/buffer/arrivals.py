@@ -6,17 +6,18 @@ Each completion of an order ends in exactly one way: kept (then stored, or a dup
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 import numpy as np
 
 from tba_common.kafka import Record
-from tba_common.messages import Completion, Int32s, Rollout, Trajectories
+from tba_common.messages import Completion, Int32s, Rollout, Score, Trajectories
 
 #: What makes two trajectories the same one: the prompt and the fingerprint.
 Key = tuple[int, bytes]
@@ -51,7 +52,7 @@ class Row(NamedTuple):
     temperature: float
     top_p: float
     finish_reason: str
-    scores: list[dict[str, Any]]
+    scores: str  # JSON
     spans: tuple[tuple[int, int], ...]  # empty where one version wrote every token
     token_ids: bytes
     logprobs: bytes
@@ -93,19 +94,26 @@ def _digest(token_ids: bytes) -> bytes:
     return blake2b(token_ids, digest_size=16).digest()
 
 
-def scores_of(rollout: Rollout, index: int) -> list[dict[str, Any]]:
-    """Return what each scorer said of one completion, as the tables keep it; a detail that is no number is left out."""
-    return [
-        {
-            "scorer": score.scorer,
-            "version": score.version,
-            "value": score.values.item(index),
-            "seconds": score.seconds,
-            "attempts": score.attempts,
-            "details": {n: v.item(index) for n, v in score.details.items() if math.isfinite(v[index])},
-        }
-        for score in rollout.scores
-    ]
+def scores_of(rollout: Rollout) -> list[str]:
+    """Return what the scorers said of each completion, as the JSON of the tables; details are finite numbers only.
+
+    Written by hand from what a scorer says of all: thousands are made each second.
+    """
+    if not rollout.scores:
+        return ["[]"] * len(rollout.completions)
+    return [f"[{', '.join(said)}]" for said in zip(*map(_said_of, rollout.scores), strict=True)]
+
+
+def _said_of(score: Score) -> list[str]:
+    of_all = {"scorer": score.scorer, "version": score.version, "seconds": score.seconds, "attempts": score.attempts}
+    head = json.dumps(of_all)[:-1]
+    values = score.values.tolist()
+    if not score.details:
+        return [f'{head}, "value": {value!r}, "details": {{}}}}' for value in values]
+    named = {name: column.tolist() for name, column in score.details.items()}
+    finite = [{n: v[i] for n, v in named.items() if math.isfinite(v[i])} for i in range(len(values))]
+    said = zip(values, finite, strict=True)
+    return [f'{head}, "value": {value!r}, "details": {json.dumps(details)}}}' for value, details in said]
 
 
 def judge(arrivals: Iterable[tuple[Record, Trajectories]], orders: Mapping[int, Order], *, oldest_version: int) -> Plan:
@@ -141,7 +149,7 @@ def _settle(plan: Plan, order: Order, record: Record, trajectories: Trajectories
         plan.rejected.append((record, fault))
         return
     faults = []
-    is_finite = _all_finite(trajectories)
+    is_finite, scores = _all_finite(trajectories), scores_of(rollout)
     for index, completion in enumerate(trajectories.rollout.completions):
         reward = trajectories.rewards.item(index)
         fault = None if is_finite else _fault_of_numbers(trajectories, index)
@@ -150,11 +158,11 @@ def _settle(plan: Plan, order: Order, record: Record, trajectories: Trajectories
             faults.append(f"completion {index}: {fault}")
         elif order.purpose == "eval":
             outcome.evaluated += 1
-            plan.evaluations.append(_row(order, index, trajectories, reward))
+            plan.evaluations.append(_row(order, index, trajectories, reward, scores[index]))
         elif completion.policy_version < oldest_version:
             outcome.expired += 1
         else:
-            _keep(plan, outcome, _row(order, index, trajectories, reward))
+            _keep(plan, outcome, _row(order, index, trajectories, reward, scores[index]))
     if faults:
         plan.rejected.append((record, "; ".join(faults)))
     if order.prompt_token_ids is None:
@@ -221,7 +229,7 @@ def _keep(plan: Plan, outcome: Outcome, row: Row) -> None:
         plan.rows[row.key] = row
 
 
-def _row(order: Order, index: int, trajectories: Trajectories, reward: float) -> Row:
+def _row(order: Order, index: int, trajectories: Trajectories, reward: float, scores: str) -> Row:
     rollout = trajectories.rollout
     completion = rollout.completions[index]
     token_ids = completion.token_ids.astype("<i4", copy=False).tobytes()
@@ -239,7 +247,7 @@ def _row(order: Order, index: int, trajectories: Trajectories, reward: float) ->
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         finish_reason=completion.finish_reason,
-        scores=scores_of(rollout, index),
+        scores=scores,
         spans=completion.spans,
         token_ids=token_ids,
         logprobs=completion.logprobs.astype("<f4", copy=False).tobytes(),

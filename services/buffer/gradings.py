@@ -5,6 +5,7 @@ A graded text has no tokens, for nobody tokenised it. So a rule about lengths ca
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -78,10 +79,11 @@ def rollout_of(connection: Connection, run_id: str, issue: Issue) -> Rollout:
 def store(connection: Connection, grading_id: int, trajectories: Trajectories) -> None:
     """Write what the scorers said."""
     responses = trajectories.rollout.responses
+    scores = scores_of(trajectories.rollout)
     result = [
         {
             "reward": float(reward),
-            "scores": scores_of(trajectories.rollout, index),
+            "scores": json.loads(scores[index]),
             "responses": [_storable(text) for text in responses[index]] if responses else [],
         }
         for index, reward in enumerate(trajectories.rewards)

@@ -21,6 +21,7 @@ from services.buffer.lease import Lease
 from services.buffer.payload_cache import Payload
 from services.buffer.reports import apply_dead_letters, apply_reports, apply_weights
 from services.buffer.store import Settlement
+from services.buffer.trajectory_rows import Stored, store_rows
 from tba_common.kafka import Record
 from tba_common.messages import Resumed, Step, Weights
 
@@ -94,7 +95,7 @@ def _take_in(
     orders = store.find_orders(connection, run_id, inbox.issue_ids)
     plan = judge(inbox.arrivals, orders, oldest_version=oldest_version)
     bury(plan, [letter.issue_id for letter in inbox.dead_letters if letter.issue_id is not None], orders)
-    stored = store.store_rows(connection, run_id, list(plan.rows.values()))
+    stored = store_rows(connection, run_id, list(plan.rows.values()))
     store.store_evaluations(connection, run_id, plan.evaluations)
     store.keep_prompt_tokens(connection, plan.prompt_token_ids)
     settled = tuple((o, store.settlement_of(o, plan.first_issue, stored)) for o in plan.outcomes.values())
@@ -119,7 +120,7 @@ def _take_in(
     return commit, [*plan.rejected, *requests.rejected]
 
 
-def _groups(plan: Plan, stored: dict[Key, store.Stored]) -> tuple[Group, ...]:
+def _groups(plan: Plan, stored: dict[Key, Stored]) -> tuple[Group, ...]:
     found: dict[int, list[tuple[int, int, float]]] = defaultdict(list)
     tasks: dict[int, int] = {}
     for key, row in plan.rows.items():

@@ -6,7 +6,6 @@ overwrite the new one. An audit row is written for each trajectory before it is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -105,7 +104,7 @@ def store(connection: Connection, run_id: str, issue: Issue, message: Trajectori
     given = table_of(
         fingerprint=(Uuid(), [fingerprint(completion.token_ids) for completion in rollout.completions]),
         reward=(REAL(), [float(reward) for reward in message.rewards]),
-        scores=(Text(), [json.dumps(scores_of(rollout, i)) for i in range(len(rollout.completions))]),
+        scores=(Text(), scores_of(rollout)),
     )
     mine = and_(
         trajectories.c.run_id == run_id,

@@ -55,6 +55,7 @@ runs = Table(
     Column("status", JSONB, nullable=False, server_default="{}"),  # what the buffer last said of itself
     Column("status_at", DateTime(timezone=True)),
     _now(),
+    CheckConstraint("run_id ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name="run_id"),  # as in the settings of every service
 )
 
 tasks = Table(
@@ -136,8 +137,9 @@ issues = Table(
 Index("ix_issues_in_flight", issues.c.run_id, issues.c.issued_at, postgresql_where=text("state = 'in_flight'"))
 Index("ix_issues_task_id", issues.c.task_id, issues.c.purpose, issues.c.policy_version)
 
-# Given out by the writer, so that a stored row is recognised as new by its id.
-trajectory_ids: Final = Sequence("trajectory_ids", metadata=metadata)
+# Given out by the writer, a block at once.
+ID_BLOCK: Final = 64
+trajectory_ids: Final = Sequence("trajectory_ids", increment=ID_BLOCK, metadata=metadata)
 
 # Both tables of trajectories hold one partition per run: a finished run leaves in no time. A partition is made with
 # the row of `runs` (migrations/versions/0004). They have no foreign keys, which would be looked up once per row:

@@ -2,12 +2,16 @@
 
 Law: a revision only adds to what the one before has (expand), and takes away what no program of the one before uses
 (contract). So a program runs on the schema of the next version too, and an upgrade needs no pause.
+
+While a change waits for its lock, everybody who comes after it waits too. So it waits shortly, gives way, and tries
+again, one revision after the other.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +19,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DeadlockDetected, InsufficientPrivilege, LockNotAvailable
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from services.buffer.migrations import roles
 from services.buffer.settings import BufferSettings
 from tba_common.lifecycle import configure_logging
 
@@ -25,6 +31,9 @@ _DIRECTORY: Final = Path(__file__).parent
 _RETRY_SECONDS: Final = 1.0
 _PATIENCE_SECONDS: Final = 60.0
 _LOCK: Final = 0x7BA_5C4E3A  # any number: the same in every process that migrates
+# Below PostgreSQL's deadlock_timeout of 1 s it is the migration that gives way, not the line; but only what waits
+# longer than that makes an autovacuum step aside.
+_LOCK_TIMEOUTS: Final = ("500ms", "500ms", "500ms", "1500ms")
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +54,37 @@ def main() -> None:
 def migrate(url: str) -> None:
     """Bring the database at an SQLAlchemy URL to the newest revision; processes that race wait for one another.
 
-    A database that a newer program migrated stays as it is: after a step back to this version it still fits.
+    Each revision is a transaction. One whose locks are not given is tried again for as long as it takes. A database
+    that a newer program migrated stays as it is: after a step back to this version it still fits.
     """
     engine = create_engine(url)
+    for lock_timeout in cycle(_LOCK_TIMEOUTS):
+        try:
+            if _is_migrated(engine, lock_timeout):
+                break
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+                raise
+            log.info("what is to change is in use: trying again", extra={"reason": str(error.orig).splitlines()[0]})
+            time.sleep(_RETRY_SECONDS)
+    engine.dispose()
+
+
+def _is_migrated(engine: Engine, lock_timeout: str) -> bool:
+    """Go one revision further, if there is one; return whether that was all."""
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        if _is_newer(_current(connection)):
+        current = _current(connection)
+        if _is_newer(current):
             log.warning("the schema is newer than this program: left as it is")
-        else:
-            command.upgrade(_config(connection), "head")
-    engine.dispose()
+            return True
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{lock_timeout}'")
+        if current != _head():
+            command.upgrade(_config(connection), "+1")
+        if _current(connection) != _head():
+            return False
+        roles.grant(connection)
+        return True
 
 
 def wait_for_schema() -> None:
@@ -76,10 +106,18 @@ def require_head(engine: Engine) -> None:
     """Check that the database is at the newest revision, or at one of a newer program.
 
     Raises:
-        SchemaError: it is at an older one, or at none.
+        SchemaError: it is at an older one, at none, or closed to this user.
     """
-    with engine.connect() as connection:
-        current = _current(connection)
+    try:
+        with engine.connect() as connection:
+            current = _current(connection)
+    except ProgrammingError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
+        raise SchemaError(
+            "the database user may not read the tables: put it into a role, and let `python -m services.buffer"
+            " migrate` or an administrator grant to that (`python -m services.buffer roles`)"
+        ) from error
     if current != _head() and not _is_newer(current):
         raise SchemaError(
             f"the database schema is at {current or 'no revision'}, this program needs {_head()}:"

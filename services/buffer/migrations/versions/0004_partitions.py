@@ -12,6 +12,10 @@ from alembic import op
 revision = "0004"
 down_revision = "0002"
 
+# All at once, before the rows are moved: whoever comes later waits, and nobody waits for us with half of them in hand.
+# The last four are those that the old foreign keys lead to.
+_LOCK = "LOCK TABLE trajectories, payloads, issues, prompts, tasks, runs IN ACCESS EXCLUSIVE MODE"
+
 _SET_ASIDE = """
 ALTER TABLE payloads RENAME TO old_payloads;
 ALTER TABLE trajectories RENAME TO old_trajectories;
@@ -95,6 +99,10 @@ DROP TABLE old_payloads, old_trajectories;
 
 
 def upgrade() -> None:
-    """Move the rows into partitions; whoever writes trajectories waits until it is done."""
-    for statements in (_SET_ASIDE, _TABLES, _PARTITIONS, _OLD_RUNS, _COPY):
+    """Move the rows into partitions; everybody waits until it is done.
+
+    This one breaks the law of expand and contract: who wrote the tables before cannot write them after. No version
+    of the platform was ever released with the schema before it.
+    """
+    for statements in (_LOCK, _SET_ASIDE, _TABLES, _PARTITIONS, _OLD_RUNS, _COPY):
         op.execute(statements)

@@ -7,6 +7,12 @@ from alembic import op
 revision = "0005"
 down_revision = "0004"
 
+# Before anything changes, so that nobody waits for us with half of them in hand.
+_LOCK = """
+LOCK TABLE trajectories, issues, evaluations, dead_letters IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE prompts, tasks, runs IN SHARE ROW EXCLUSIVE MODE;
+"""
+
 _ORDERS = """
 ALTER TABLE issues ALTER task_id DROP NOT NULL, ALTER prompt_id DROP NOT NULL, ADD request_id bigint;
 ALTER TABLE issues DROP CONSTRAINT ck_issues_purpose;
@@ -83,5 +89,5 @@ CREATE INDEX ix_seeds_issue_id ON seeds (issue_id);
 
 def upgrade() -> None:
     """Widen the orders, then make the tables of requests."""
-    for statements in (_ORDERS, _REQUESTS):
+    for statements in (_LOCK, _ORDERS, _REQUESTS):
         op.execute(statements)
