@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:
     """A program of the revision before uses one id of each block, which are ids nobody else has."""
-    op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute("ALTER SEQUENCE trajectory_ids INCREMENT BY 64")
