@@ -28,7 +28,10 @@ _TOO_FEW: Final = -(1 << 31)  # the Kmin-th newest version of a prompt that has 
 
 def rows_of(trajectories: Collection[tuple[int, int, float]]) -> Rows:
     """Return rows from (version, trajectory_id, reward) triples, in any order."""
-    return np.array(list(trajectories), dtype=ROW)
+    rows: Rows = np.empty(len(trajectories), dtype=ROW)
+    if trajectories:
+        rows["version"], rows["trajectory_id"], rows["reward"] = zip(*trajectories, strict=True)
+    return rows
 
 
 class Index:

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, func, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from services.buffer.state_tables import leases
 
 LEASE_SECONDS: Final = 5.0
+_LOCK: Final = text("SELECT epoch FROM leases WHERE name = :name AND epoch = :epoch FOR SHARE")
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +78,20 @@ class Lease:
             LeaseLostError: another process took it.
         """
         with self._engine.begin() as connection:
-            mine = select(leases.c.epoch).where(leases.c.name == self._name, leases.c.epoch == self.epoch)
-            if connection.execute(mine.with_for_update(read=True)).scalar_one_or_none() is None:
+            if connection.execute(_LOCK, {"name": self._name, "epoch": self.epoch}).scalar_one_or_none() is None:
                 raise self._lost()
             yield connection
+
+    @contextmanager
+    def long_transaction(self) -> Iterator[Connection]:
+        """Open a transaction that may take longer than a lease lasts: it ends with a renewal.
+
+        Raises:
+            LeaseLostError: another process took it.
+        """
+        with self.transaction() as connection:
+            yield connection
+            self.extend(connection)
 
     def _expire_in(self, connection: Connection, seconds: float) -> None:
         mine = update(leases).where(leases.c.name == self._name, leases.c.epoch == self.epoch)

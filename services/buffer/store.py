@@ -19,20 +19,42 @@ from sqlalchemy import (
     LargeBinary,
     SmallInteger,
     Text,
-    func,
     literal,
     select,
+    text,
     update,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB, REAL, insert
 
-from services.buffer.arrays import any_of, table_of
+from services.buffer.arrays import table_of, text_of
 from services.buffer.arrivals import Key, Order, Outcome, Row
-from services.buffer.state_tables import input_offsets, sampler_state
-from services.buffer.tables import evaluations, issues, prompts
+from services.buffer.tables import evaluations, prompts
 from services.buffer.trajectory_rows import Stored
 
+# As text, because building such a statement anew costs as much as all else it does.
+_ORDERS: Final = text("""
+    SELECT issue_id, issues.task_id, prompt_id, purpose, policy_version, completions, state = 'in_flight', token_ids
+    FROM issues JOIN prompts USING (prompt_id)
+    WHERE run_id = :run_id AND issue_id = ANY(CAST(:issue_ids AS bigint[])) AND purpose IN ('train', 'eval')
+""")
+_SETTLE: Final = text("""
+    UPDATE issues SET state = 'settled', settled_at = now(), stored = ended.stored, duplicates = ended.duplicates,
+        dead_lettered = ended.dead_lettered, expired = ended.expired
+    FROM (
+        SELECT unnest(CAST(:issue_ids AS bigint[])), unnest(CAST(:stored AS int[])),
+            unnest(CAST(:duplicates AS int[])), unnest(CAST(:dead_lettered AS int[])),
+            unnest(CAST(:expired AS int[]))
+    ) AS ended (issue_id, stored, duplicates, dead_lettered, expired)
+    WHERE issues.issue_id = ended.issue_id AND state = 'in_flight'
+""")
+_ADD_INSERTS: Final = text("UPDATE sampler_state SET inserts = inserts + :inserts WHERE run_id = :run_id")
+_SAVE_OFFSETS: Final = text("""
+    INSERT INTO input_offsets (run_id, topic, partition, next_offset)
+    SELECT :run_id, unnest(CAST(:topics AS text[])), unnest(CAST(:partitions AS int[])),
+        unnest(CAST(:next_offsets AS bigint[]))
+    ON CONFLICT (run_id, topic, partition) DO UPDATE SET next_offset = excluded.next_offset
+""")
 _SETTLED: Final = ("stored", "duplicates", "dead_lettered", "expired")
 
 
@@ -48,26 +70,9 @@ class Settlement:
 
 
 def find_orders(connection: Connection, run_id: str, issue_ids: Collection[int]) -> dict[int, Order]:
-    """Return what the tables know about these issues of the run."""
-    query = (
-        select(
-            issues.c.issue_id,
-            issues.c.task_id,
-            issues.c.prompt_id,
-            issues.c.purpose,
-            issues.c.policy_version,
-            issues.c.completions,
-            issues.c.state == "in_flight",
-            prompts.c.token_ids,
-        )
-        .join(prompts, prompts.c.prompt_id == issues.c.prompt_id)
-        .where(
-            issues.c.run_id == run_id,
-            issues.c.issue_id == any_of(issue_ids),
-            issues.c.purpose.in_(("train", "eval")),  # judged.py settles the others
-        )
-    )
-    return {row.issue_id: Order(*row) for row in connection.execute(query)} if issue_ids else {}
+    """Return what the tables know about these issues of the run, but for those that judged.py settles."""
+    found = connection.execute(_ORDERS, {"run_id": run_id, "issue_ids": text_of(issue_ids)}) if issue_ids else ()
+    return {row[0]: Order(*row) for row in found}
 
 
 def store_evaluations(connection: Connection, run_id: str, rows: Sequence[Row]) -> None:
@@ -92,15 +97,9 @@ def store_evaluations(connection: Connection, run_id: str, rows: Sequence[Row]) 
 
 def settle(connection: Connection, settlements: Sequence[Settlement]) -> None:
     """Close orders with how their completions ended."""
-    if not settlements:
-        return
-    given = table_of(
-        issue_id=(BigInteger(), [s.issue_id for s in settlements]),
-        **{name: (Integer(), [getattr(s, name) for s in settlements]) for name in _SETTLED},
-    )
-    is_open = (issues.c.issue_id == given.c.issue_id) & (issues.c.state == "in_flight")
-    ended = {name: given.c[name] for name in _SETTLED}
-    connection.execute(update(issues).where(is_open).values(state="settled", settled_at=func.now(), **ended))
+    if settlements:
+        ended = {name: text_of(getattr(s, name) for s in settlements) for name in _SETTLED}
+        connection.execute(_SETTLE, {"issue_ids": text_of(s.issue_id for s in settlements)} | ended)
 
 
 def settlement_of(outcome: Outcome, first_issue: Mapping[Key, int], stored: Mapping[Key, Stored]) -> Settlement:
@@ -128,20 +127,15 @@ def keep_prompt_tokens(connection: Connection, token_ids: Mapping[int, bytes]) -
 
 def add_inserts(connection: Connection, run_id: str, inserts: int) -> None:
     """Count trajectories taken in, for the limiter."""
-    mine = update(sampler_state).where(sampler_state.c.run_id == run_id)
-    connection.execute(mine.values(inserts=sampler_state.c.inserts + inserts))
+    connection.execute(_ADD_INSERTS, {"run_id": run_id, "inserts": inserts})
 
 
 def save_offsets(connection: Connection, run_id: str, offsets: Mapping[tuple[str, int], int]) -> None:
     """Remember where to read on. An offset may go back: a broker that forgot starts again from 0."""
     if offsets:
-        given = table_of(
-            topic=(Text(), [topic for topic, _ in offsets]),
-            partition=(Integer(), [partition for _, partition in offsets]),
-            next_offset=(BigInteger(), [*offsets.values()]),
-        )
-        names = ["run_id", *(c.name for c in given.c)]
-        statement = insert(input_offsets).from_select(names, select(literal(run_id), *given.c))
-        keys = [input_offsets.c.run_id, input_offsets.c.topic, input_offsets.c.partition]
-        offset = {"next_offset": statement.excluded.next_offset}
-        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=offset))
+        given = {
+            "topics": [topic for topic, _ in offsets],
+            "partitions": text_of(partition for _, partition in offsets),
+            "next_offsets": text_of(offsets.values()),
+        }
+        connection.execute(_SAVE_OFFSETS, {"run_id": run_id} | given)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, cast
 
 import psycopg
-from sqlalchemy import BigInteger, Column, Connection, Integer, LargeBinary, Text, text, update
+from sqlalchemy import BigInteger, Column, Connection, Integer, LargeBinary, text
 
-from services.buffer.arrays import table_of, text_of
+from services.buffer.arrays import text_of
 from services.buffer.arrivals import Key, Row
-from services.buffer.tables import ID_BLOCK, payloads
+from services.buffer.tables import ID_BLOCK
 
 # The limit keeps the planner at one look into the index for each row, however small the table is when it plans.
 _KNOWN: Final = text("""
@@ -33,15 +33,20 @@ _KNOWN: Final = text("""
 )
 _BLOCKS: Final = text("SELECT nextval('trajectory_ids') FROM generate_series(1, :blocks)")
 _REFRESH: Final = text("""
-    UPDATE trajectories SET policy_version = given.policy_version, reward = given.reward, scores = given.scores,
-        temperature = given.temperature, top_p = given.top_p, finish_reason = given.finish_reason, spans = given.spans
-    FROM (
+    WITH given (trajectory_id, policy_version, reward, temperature, top_p, finish_reason, scores, spans, logprobs,
+        text) AS (
         SELECT unnest(CAST(:ids AS bigint[])), unnest(CAST(:policy_versions AS int[])),
             unnest(CAST(:rewards AS real[])), unnest(CAST(:temperatures AS real[])), unnest(CAST(:top_ps AS real[])),
             unnest(CAST(:finish_reasons AS text[])), jsonb_array_elements(CAST(:scores AS jsonb)),
-            nullif(jsonb_array_elements(CAST(:spans AS jsonb)), 'null')
-    ) AS given (trajectory_id, policy_version, reward, temperature, top_p, finish_reason, scores, spans)
-    WHERE trajectories.trajectory_id = given.trajectory_id AND run_id = :run_id
+            nullif(jsonb_array_elements(CAST(:spans AS jsonb)), 'null'), unnest(CAST(:logprobs AS bytea[])),
+            unnest(CAST(:texts AS text[]))
+    ), fresh AS (
+        UPDATE payloads SET logprobs = given.logprobs, text = given.text FROM given
+        WHERE payloads.trajectory_id = given.trajectory_id AND run_id = :run_id
+    )
+    UPDATE trajectories SET policy_version = given.policy_version, reward = given.reward, scores = given.scores,
+        temperature = given.temperature, top_p = given.top_p, finish_reason = given.finish_reason, spans = given.spans
+    FROM given WHERE trajectories.trajectory_id = given.trajectory_id AND run_id = :run_id
 """)
 _JSONB: Final = b"\x01"  # what its binary form begins with
 # Column and type, for COPY. A value that is bytes already goes as it is: bytea, uuid and jsonb differ in name only.
@@ -165,12 +170,7 @@ def _refresh(connection: Connection, run_id: str, rows: Sequence[tuple[int, Row]
         "finish_reasons": text_of(row.finish_reason for _, row in rows),
         "scores": f"[{','.join([row.scores for _, row in rows])}]",
         "spans": json.dumps([row.spans or None for _, row in rows]),
+        "logprobs": [row.logprobs for _, row in rows],
+        "texts": [row.text for _, row in rows],
     }
     connection.execute(_REFRESH, given)
-    fresh = table_of(
-        trajectory_id=(BigInteger(), [i for i, _ in rows]),
-        logprobs=(LargeBinary(), [row.logprobs for _, row in rows]),
-        text=(Text(), [row.text for _, row in rows]),
-    )
-    same = (payloads.c.trajectory_id == fresh.c.trajectory_id) & (payloads.c.run_id == run_id)
-    connection.execute(update(payloads).where(same).values(logprobs=fresh.c.logprobs, text=fresh.c.text))
