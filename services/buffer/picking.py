@@ -50,10 +50,11 @@ def pick_groups(
     sizes = np.array([len(w) for w in log_weights])
     weights = _padded(log_weights, sizes, -np.inf)  # [groups, widest]
     keys = weights + rng.gumbel(size=weights.shape)
-    order = np.lexsort((_padded(ids, sizes, 0), -keys), axis=-1)
+    order = _largest(keys, _padded(ids, sizes, 0), count + 1)  # [groups, K + 1], or fewer columns
     # Log of the weight that is left before each draw: the tail sums of the weights in the order drawn.
     drawn = np.take_along_axis(weights, order, axis=1)
-    remaining = np.logaddexp.accumulate(drawn[:, ::-1], axis=1)[:, ::-1]
+    tail = np.concatenate([_log_sum_of_others(weights, order)[:, None], drawn[:, ::-1]], axis=1)
+    remaining = np.logaddexp.accumulate(tail, axis=1)[:, :0:-1]
     log_normalizers = remaining[:, 0].tolist()
     picked = []
     for g, n in enumerate(sizes.tolist()):
@@ -77,6 +78,28 @@ def with_replacement(rng: np.random.Generator, log_probabilities: Floats, count:
     cumulative = np.cumsum(np.exp(log_probabilities))
     drawn: Indices = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
     return np.minimum(drawn, len(cumulative) - 1)
+
+
+def _largest(keys: Floats, ids: Ids, count: int) -> Indices:
+    """Return the columns of each row's `count` largest keys, the largest first; equal ones by id."""
+    if count >= keys.shape[1]:
+        every: Indices = np.lexsort((ids, -keys), axis=-1)
+        return every
+    columns = np.argpartition(-keys, count - 1, axis=1)[:, :count]
+    order = np.lexsort((np.take_along_axis(ids, columns, 1), -np.take_along_axis(keys, columns, 1)), axis=-1)
+    largest: Indices = np.take_along_axis(columns, order, axis=1)
+    return largest
+
+
+def _log_sum_of_others(weights: Floats, columns: Indices) -> Floats:
+    """Return, for each row, the log of the sum of weights outside some columns; -inf if there are none."""
+    others = weights.copy()
+    np.put_along_axis(others, columns, -np.inf, axis=1)
+    top = others.max(axis=1)
+    top[np.isneginf(top)] = 0.0
+    with np.errstate(divide="ignore"):
+        logs: Floats = top + np.log(np.exp(others - top[:, None]).sum(axis=1))
+    return logs
 
 
 def _padded(rows: Sequence[np.ndarray[Any, Any]], sizes: Indices, fill: float) -> np.ndarray[Any, Any]:
