@@ -20,7 +20,7 @@ from services.buffer.limiter import INGEST_ROWS
 from services.buffer.payload_cache import PayloadCache
 from services.buffer.reaper import Reaper
 from services.buffer.restore import Restored, restore
-from services.buffer.sampling import GroupDraw, Sampler
+from services.buffer.sampling import Sampler
 from tba_common.record import Record
 from tba_common.tasks import Task
 from tests.bench._buffer_server import Server, wal_bytes
@@ -191,9 +191,9 @@ def measure_batches(store: Store, task: Task, inboxes: list[Inbox]) -> tuple[lis
             take_in(store, sampler.index, reaper, inbox)
         drawing = time.perf_counter()
         batch_id += 1
-        drawn: tuple[GroupDraw, ...] = sampler.draw(batch_id)
+        drawn = sampler.batch(batch_id)
         with store.lease.transaction() as connection:
-            batches.record(connection, RUN, batch_id, version=0, groups=drawn, dealt=sampler.decks)
+            batches.record(connection, RUN, batch_id, drawn)
             groups = batches.load_groups(connection, RUN, batch_id, {1: task}, cache)
         assert groups is not None
         batch_seconds.append(time.perf_counter() - drawing)

@@ -44,10 +44,13 @@ class Server:
         return postgres.create_database(self._server.url, name)
 
     def kill(self) -> None:
-        """SIGKILL to all of it at once."""
-        for pid in self._processes():
+        """SIGKILL to all of it at once; a new server finds the shared memory in use while one of them is going."""
+        killed = self._processes()
+        for pid in killed:
             os.kill(pid, signal.SIGKILL)
         self._server.process.wait()
+        while any(_is_running(pid) for pid in killed):
+            time.sleep(0.01)
 
     def cpu_seconds(self) -> float:
         """What its living processes have used."""
@@ -94,6 +97,10 @@ def _stat(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []  # it ended while we looked
+
+
+def _is_running(pid: int) -> bool:
+    return _stat(pid)[:1] not in ([], ["Z"])
 
 
 def _parent(pid: int) -> int | None:

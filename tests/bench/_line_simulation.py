@@ -18,7 +18,7 @@ from typing import Final
 from services.buffer.limiter import Limits, Stock, blocked, feed_credits
 from services.buffer.pacing import Turnaround
 from services.buffer.signals import StepTime, wait_ratio
-from services.generator.scaling import Fleet, Signals
+from services.generator.scaling_values import Fleet, Signals
 
 HOUR: Final = 3_600.0
 _FEED_SECONDS: Final = 5.0

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from services.buffer.migrations import migrate
 from tba_cli.local import kafka_broker, postgres
 from tests.buffer.kills import Books, survive
+from tests.logins import make_logins
 
 
 def balances(books: Books) -> bool:
@@ -54,6 +55,7 @@ def main() -> None:
         kafka_broker.running() as servers,
         postgres.running(Path(directory) / "postgres") as url,
     ):
+        make_logins(url)
         migrate(url)
         books = survive(asked.kills, url=url, servers=servers, run_id=run_id, seed=asked.seed)
     found = asdict(books) | {"numbers": len(books.numbers)}

@@ -97,9 +97,9 @@ class Line:
     def batch(self) -> None:
         """Draw, record, read; the learner trains it and keeps a checkpoint."""
         batch_id = next(self._numbers)
-        drawn = self._sampler.draw(batch_id)
+        drawn = self._sampler.batch(batch_id)
         with self._store.lease.transaction() as connection:
-            batches.record(connection, RUN, batch_id, version=0, groups=drawn, dealt=self._sampler.decks)
+            batches.record(connection, RUN, batch_id, drawn)
             assert batches.load_groups(connection, RUN, batch_id, {1: self._task}, self._cache) is not None
             connection.execute(text("UPDATE batches SET trained_step = batch_id WHERE batch_id = :b"), {"b": batch_id})
             connection.execute(text("UPDATE runs SET checkpoint_batch_id = :b"), {"b": batch_id})

@@ -16,7 +16,8 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from services.generator.scaling import Fleet, Limits, Memory, Signals, decide
+from services.generator.scaling import Memory, decide
+from services.generator.scaling_values import Fleet, Limits, Signals
 from tests.bench._line_simulation import HOUR, Line, Outcome, Policy, World
 
 SEEDS: Final = range(2)
