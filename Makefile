@@ -67,7 +67,7 @@ test: $(SMOLLM2_READY) $(VLLM_READY)  ## every test: unit, integration on the re
 test-unit: $(SMOLLM2_READY)  ## laws and logic: no server, no child process, no language model
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-models unit-rest
 
-# Apart, so that only one of two processes has to import torch and transformers; common evens them out.
+# Apart, so that only one of two processes has to import torch, and neither transformers; common evens them out.
 MODEL_ROOMS := tests/generator tests/learner tests/reward tests/common
 REST := $(filter-out $(MODEL_ROOMS) tests/chart tests/data tests/integration tests/e2e tests/bench tests/vllm,$(wildcard tests/*[a-z]))
 .PHONY: unit-models unit-rest
@@ -81,7 +81,7 @@ unit-rest:
 IMAGE_BUILD ?= docker build
 VERSION := 0.1.0
 IMAGE = $(IMAGE_BUILD) -f deploy/Dockerfile --build-arg VERSION=$(VERSION) --build-arg SERVICE=$(1) -t $(1):$(VERSION) \
-	--build-arg REVISION=$$(git rev-parse --short HEAD) --build-arg EXTRAS=$(2) --build-arg TORCH=$(3) .
+	--build-arg REVISION=$$(git rev-parse --short HEAD) --build-arg EXTRAS=$(2) --build-arg TORCH=$(3) $(4) .
 
 .PHONY: image images chart-test kind
 image:  ## the container image of every process, on CPUs (IMAGE_BUILD="buildah build" works too)
@@ -92,7 +92,7 @@ images: image  ## and slim ones: control plane, scorers without a model; scorers
 	$(call IMAGE,tba-reward,reward$(comma)reward-judge,none)
 	$(call IMAGE,tba-reward-cuda,reward-models,cuda)
 	$(call IMAGE,tba-learner-cuda,learner$(comma)s3$(comma)gs,cuda)
-	$(call IMAGE,tba-generator-cuda,generator$(comma)generator-transformers$(comma)s3$(comma)gs,cuda)
+	$(call IMAGE,tba-generator-cuda,generator$(comma)generator-transformers$(comma)s3$(comma)gs,cuda,--build-arg PACKAGES=g++)
 
 chart-test: $(READY)  ## the Helm chart: rendered in every situation, checked against every rule
 	$(BIN)/pytest tests/chart

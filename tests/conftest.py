@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import gc
+import re
 import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from tba_cli.local import kafka_broker, postgres
 from tba_common.tasks import SCORER_KINDS
+from tests import logins
 
 #: These run where vLLM is installed, which is an environment of its own.
 collect_ignore = [] if find_spec("vllm") else ["vllm"]
 
 
+#: Modules stay: to look for garbage among them while they are imported, and again with every test, takes seconds.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors here, except one that kafka-python 3.0.12 cannot be imported without."""
     config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave a module unread that is integration as a whole, where no integration is asked for.
+
+    It may import transformers or a server, which takes longer than all that is asked for.
+    """
+    if config.option.markexpr != "not integration" or collection_path.suffix != ".py":
+        return None
+    whole = re.search(r"^pytestmark = pytest\.mark\.integration$", collection_path.read_text(), re.MULTILINE)
+    return True if whole else None
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +53,9 @@ def broker() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """SQLAlchemy URL of a PostgreSQL server."""
+    """SQLAlchemy URL of a PostgreSQL server's owner; `tests.logins` has the other users."""
     with postgres.running(tmp_path_factory.mktemp("postgres")) as url:
+        logins.make_logins(url)
         yield url
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tba_common.messages import Step
-from tba_common.tasks import Task
+from tba_common.tasks import Task, stored_task
 
 
 class Answer(BaseModel):
@@ -35,7 +35,7 @@ class TaskAnswer(Answer):
     name: str
     state: Literal["active", "paused"]
     created_at: datetime
-    spec: Task
+    spec: Annotated[Task, BeforeValidator(stored_task)]
     progress: Progress
 
 

@@ -20,6 +20,7 @@ from tba_cli import (
     task_commands,
 )
 from tba_cli.errors import TbaError
+from tba_cli.escapes import visible_lines
 
 _INTERRUPTED: Final = 130
 
@@ -67,7 +68,8 @@ def main() -> None:
     try:
         app()
     except TbaError as error:
-        print(f"tba: {error}", file=sys.stderr)  # noqa: T201
+        # It may quote what a model wrote: a reason, or the end of a log.
+        print(f"tba: {visible_lines(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)

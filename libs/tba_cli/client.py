@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from types import TracebackType
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -24,7 +26,7 @@ from tba_cli.answers import (
     TaskAnswer,
     Trajectory,
 )
-from tba_cli.errors import ApiError, Unavailable
+from tba_cli.errors import ApiError, BadInput, TbaError, Unavailable
 from tba_common.tasks import PromptSpec, Task
 
 PROMPTS_AT_ONCE: Final = 10_000  # the API takes no more in one request
@@ -40,8 +42,8 @@ A = TypeVar("A", Evaluation, StepAnswer, TaskAnswer, Trajectory)
 class Client:
     """A connection to one deployment, as a context manager.
 
-    Every method raises `ApiError` when the API refuses, and `Unavailable` when it did not answer after
-    `attempts` tries.
+    Every method raises `ApiError` when the API refuses, `Unavailable` when it did not answer after `attempts` tries,
+    and `TbaError` when something else answers there.
     """
 
     def __init__(
@@ -56,9 +58,14 @@ class Client:
         self._attempts = attempts
         self._sleep = sleep
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        # A proxy of the environment would not find our loopback.
-        loopback = httpx.URL(url).host in {"127.0.0.1", "::1", "localhost"}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS, trust_env=not loopback)
+        try:
+            host = httpx.URL(url).host
+        except httpx.InvalidURL as error:
+            raise BadInput(f"expected the URL of an API such as http://127.0.0.1:8000, got {url!r}: {error}") from error
+        loopback = host in {"127.0.0.1", "::1", "localhost"}  # a proxy of the environment would not find ours
+        self._http = httpx.Client(
+            base_url=url, headers=headers, timeout=_TIMEOUT_SECONDS, trust_env=not loopback, verify=_tls(not loopback)
+        )
 
     def status(self) -> Status:
         """The run at one glance."""
@@ -202,12 +209,24 @@ class Client:
                 reason = str(error) or type(error).__name__
                 continue
             if response.is_success:
-                return response
+                return self._ours(response)
             problem = _problem(response)
             if response.status_code not in _LATER and not problem.type.endswith(":request-in-progress"):
                 raise ApiError(problem)
             reason = problem.detail or problem.title
         raise Unavailable(f"{self.url} does not answer: {reason}")
+
+    def _ours(self, response: httpx.Response) -> httpx.Response:
+        kind = response.headers.get("content-type", "nothing")
+        if response.status_code != httpx.codes.NO_CONTENT and not kind.startswith("application/json"):
+            raise TbaError(f"{response.url}: expected JSON, got {kind}: is {self.url} the address of the API?")
+        return response
+
+
+@cache
+def _tls(trust_env: bool) -> ssl.SSLContext:
+    """The trusted certificates, which take longer to read than most requests to answer: once a process."""
+    return httpx.create_ssl_context(trust_env=trust_env)
 
 
 def _task(name: str) -> str:

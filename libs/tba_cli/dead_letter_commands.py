@@ -90,24 +90,25 @@ def _each(
     done: str,
     **query: str | None,
 ) -> None:
-    """Change the dead letters that are named, or else those that the query finds and were not replayed yet."""
+    """Change the dead letters that are named, or else all that the query finds and that were not sent again yet."""
     from tba_cli import request_calls
     from tba_cli.client import Client
     from tba_cli.errors import ApiError
+    from tba_cli.escapes import visible_lines
 
     if not ids and not any(query.values()):
         raise BadInput("which ones? give ids, or --service, --task or --reason")
     with Client(url, api_key) as client:
         if not ids:
-            found = request_calls.dead_letters(client, **query, limit=_PAGE)
-            ids = [letter.dead_letter_id for letter in found if letter.replay == "none"]
+            found = request_calls.every_dead_letter(client, **query)
+            ids = [letter.dead_letter_id for letter in found if letter.replay in ("none", "refused")]
         refused = 0
         for dead_letter_id in ids:
             try:
                 change(client, dead_letter_id)
             except ApiError as error:
                 refused += 1
-                typer.echo(f"{dead_letter_id}: {error}", err=True)
+                typer.echo(f"{dead_letter_id}: {visible_lines(str(error))}", err=True)
     typer.echo(f"{len(ids) - refused} {done}")
     if refused:
         raise TbaError(f"{refused} of {len(ids)} could not be {done}")

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.text import Text
 
 from tba_cli.answers import Status
 from tba_cli.client import Client
 from tba_cli.demo_figures import Plan, collect, measured
-from tba_cli.local.stack import Stack, StackOptions
+from tba_cli.escapes import visible
+from tba_cli.local.stack import AlreadyRunning, Stack, StackOptions, is_running
 from tba_cli.presets import addition, math, preference, redteam, smollm2
 from tba_cli.presets.preset import DemoError, Made, Preset, Start
 from tba_cli.report import Report, write_report
@@ -28,6 +30,9 @@ from tba_cli.request_calls import seed_task
 PRESETS: Final = {
     preset.name: preset for preset in (addition.PRESET, math.PRESET, preference.PRESET, redteam.PRESET, smollm2.PRESET)
 }
+
+
+_MARK: Final = ".tba-demo"  # of a directory that the next demo may empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +85,7 @@ def _prepare(options: DemoOptions, preset: Preset, console: Console) -> Plan:
     began = time.monotonic()
     directory = options.directory or preset.directory
     prompts = preset.problems(options.seed)
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    _empty(directory)
     start = Start(directory=directory, models=directory.parent / "models", prompts=prompts, say=console.print)
     if options.model and not preset.has_only_a_policy:
         raise DemoError(f"--model: preset {preset.name} makes models that fit its own policy")
@@ -98,6 +102,26 @@ def _prepare(options: DemoOptions, preset: Preset, console: Console) -> Plan:
     )
 
 
+def _empty(directory: Path) -> None:
+    """Make an empty directory of one that is not there, is empty, or has an earlier demo; no other is emptied.
+
+    Raises:
+        AlreadyRunning: a demo runs in it.
+        DemoError: it has something else.
+    """
+    mark = directory / _MARK
+    if directory.exists() and any(directory.iterdir()):
+        if not mark.exists() and not (directory / "stack").is_dir():
+            raise DemoError(
+                f"{directory}: expected no directory, or an empty one, or an earlier demo's; it is not emptied"
+            )
+        if is_running(directory / "stack"):
+            raise AlreadyRunning(f"another demo is running in {directory}")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
 def _follow(stack: Stack, client: Client, plan: Plan, console: Console) -> None:
     """Show progress until the learner has taken its last step."""
     step, moved_at, shown_at = -1, time.monotonic(), 0.0
@@ -110,7 +134,7 @@ def _follow(stack: Stack, client: Client, plan: Plan, console: Console) -> None:
             raise DemoError(f"no step for {now - moved_at:.0f} s after step {step}: {status.waiting_for}")
         if now - shown_at >= 5:
             shown_at = now
-            console.print(_progress(client, status, plan), highlight=False, soft_wrap=True)
+            console.print(Text(visible(_progress(client, status, plan))), soft_wrap=True)
         time.sleep(0.5)
 
 

@@ -14,6 +14,11 @@ def visible(text: str) -> str:
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def visible_lines(text: str) -> str:
+    """Return the visible text with its own line breaks kept."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def shortened(text: str, characters: int) -> str:
     """Return the visible text, cut to a width."""
     whole = visible(text)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from tba_cli.errors import BadInput, TbaError
 from tba_cli.options import DEFAULT_URL, ApiKey, Format, Output, Url
+
+_PAUSE_SECONDS: Final = 1.0  # between two looks at what is not done
 
 RewardFile = Annotated[
     Path | None,
@@ -66,7 +68,7 @@ def rescore(
     with Client(url, api_key) as client:
         found = request_calls.rescore_task(client, name, body)
         while wait and found.state != "done":
-            time.sleep(1.0)
+            time.sleep(_PAUSE_SECONDS)
             found = request_calls.rescore(client, found.rescore_id)
     show.answer(found, request_tables.rescore_line(found), as_json=output is Format.json)
     if found.failed:

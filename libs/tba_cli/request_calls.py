@@ -10,11 +10,24 @@ from tba_cli.client import Client
 from tba_cli.request_answers import DeadLetter, DeadLetterDetail, Grading, Rescore
 
 SEEDS_AT_ONCE: Final = 1_000
+_PAGE: Final = 200
 
 
 def dead_letters(client: Client, **query: Any) -> list[DeadLetter]:
     """Return the newest dead letters that fit, one page of them."""
     return [DeadLetter.model_validate(item) for item in client.get("/v1/dead-letters", query).json()["data"]]
+
+
+def every_dead_letter(client: Client, **query: Any) -> list[DeadLetter]:
+    """Return all dead letters that fit, newest first."""
+    found: list[DeadLetter] = []
+    after = None
+    while True:
+        page = client.get("/v1/dead-letters", {**query, "limit": _PAGE, "after": after}).json()
+        found += [DeadLetter.model_validate(item) for item in page["data"]]
+        if not page["has_more"]:
+            return found
+        after = page["next_after"]
 
 
 def dead_letter(client: Client, dead_letter_id: int) -> DeadLetterDetail:

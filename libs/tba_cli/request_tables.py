@@ -9,7 +9,7 @@ from typing import Final
 from rich.table import Table
 from rich.text import Text
 
-from tba_cli.escapes import shortened, visible
+from tba_cli.escapes import shortened, visible, visible_lines
 from tba_cli.request_answers import DeadLetter, DeadLetterDetail, Grading, Rescore
 from tba_cli.show import number
 
@@ -44,7 +44,7 @@ def dead_letter_grid(letter: DeadLetterDetail) -> Table:
     }
     for name, value in rows.items():
         grid.add_row(Text(name, style="bold"), Text(visible(value)))
-    grid.add_row(Text("body", style="bold"), Text("\n".join(map(visible, (body or "").split("\n")))))
+    grid.add_row(Text("body", style="bold"), Text(visible_lines(body or "")))
     return grid
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from tba_cli.client import Client
 from tba_cli.errors import TbaError, Unavailable
+from tba_cli.escapes import visible_lines
 from tba_cli.options import DEFAULT_URL, ApiKey, Url
 from tba_cli.presets.addition import PRESET, problems, supervised_start
 from tba_cli.presets.preset import DemoError, Start
@@ -84,7 +85,7 @@ def _wait_for(client: Client) -> None:
         try:
             client.status()
         except Unavailable as error:
-            print(f"waiting for the API: {error}", file=sys.stderr)  # noqa: T201
+            print(f"waiting for the API: {visible_lines(str(error))}", file=sys.stderr)  # noqa: T201
             time.sleep(_LOOK_SECONDS)
         else:
             return
@@ -100,7 +101,7 @@ def main() -> None:
     try:
         app()
     except (DemoError, TbaError) as error:
-        print(f"seed: {error}", file=sys.stderr)  # noqa: T201
+        print(f"seed: {visible_lines(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 

@@ -24,7 +24,7 @@ def answer(found: Answer | Sequence[Answer], page: RenderableType, *, as_json: b
     if not as_json:
         Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(page)
     elif isinstance(found, Answer):
-        print(found.model_dump_json(indent=2))  # noqa: T201
+        print(json.dumps(found.model_dump(mode="json"), indent=2))  # noqa: T201  # ASCII: C1 controls are escaped too
     else:
         print(json.dumps([item.model_dump(mode="json") for item in found], indent=2))  # noqa: T201
 

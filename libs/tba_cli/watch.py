@@ -16,6 +16,7 @@ from tba_cli import show
 from tba_cli.answers import Evaluation, Status, StepAnswer, Trajectory
 from tba_cli.client import Client
 from tba_cli.errors import Unavailable
+from tba_cli.escapes import visible
 
 _TRAJECTORIES: Final = 8
 _TO_CHOOSE_FROM: Final = 200
@@ -42,7 +43,8 @@ def looks(
             yield error
         else:
             yield look
-            after = look.steps[-1].step if look.steps else after
+            # A learner that went back to its checkpoint takes some steps again.
+            after = look.steps[-1].step if look.steps else min(after, look.status.step)
             if until_step is not None and look.status.step >= until_step:
                 return
         sleep(every_seconds)
@@ -57,7 +59,7 @@ def print_lines(found: Iterable[Look | Unavailable], console: Console) -> None:
             console.print(Text(show.step_line(step)), soft_wrap=True)
         before, awaited = awaited, look.status.waiting_for if isinstance(look, Look) else str(look)
         if not steps and awaited != before:
-            console.print(Text(awaited), soft_wrap=True)
+            console.print(Text(visible(awaited)), soft_wrap=True)
 
 
 def write_json(found: Iterable[Look | Unavailable]) -> None:
@@ -75,10 +77,15 @@ def show_live(found: Iterable[Look | Unavailable], client: Client, console: Cons
     with Live(console=console, auto_refresh=False) as live:
         for look in found:
             if isinstance(look, Unavailable):
-                live.update(Text(str(look)), refresh=True)
+                live.update(Text(visible(str(look))), refresh=True)
                 continue
             last = look.steps[-1] if look.steps else last
-            live.update(show.run_page(look.status, last, *_details(client)), refresh=True)
+            try:
+                details = _details(client)
+            except Unavailable as error:
+                live.update(Text(visible(str(error))), refresh=True)
+                continue
+            live.update(show.run_page(look.status, last, *details), refresh=True)
 
 
 def _details(client: Client) -> tuple[list[Evaluation], list[Trajectory]]:

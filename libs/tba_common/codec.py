@@ -1,6 +1,8 @@
 """Messages as bytes: msgpack with packed little-endian arrays; schema name and version travel in a header.
 
-Law: `decode(*encode(m)) == m`, and a reader accepts its own schema version and the one before.
+Law: `decode(*encode(m)) == m`, and a reader accepts its own schema version and the one before. Within a version it
+ignores fields that it does not know, at any depth: so a field that may be ignored comes without a new version, and
+one that must not be, because a reader would then do something else, comes with one.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def decode(schema: str, body: bytes) -> Message:
     if version not in accepted:
         raise BadMessage(f"schema {schema!r}: this reader accepts versions {' and '.join(accepted)} of {name}")
     try:
-        return expected.model_validate(msgpack.unpackb(body, ext_hook=_unpack, strict_map_key=False))
+        fields = msgpack.unpackb(body, ext_hook=_unpack, strict_map_key=False)
+        return expected.model_validate(fields, extra="ignore")
     except (ValidationError, ValueError, OverflowError, msgpack.UnpackException, TypeError) as error:
         raise BadMessage(f"{schema} does not decode: {_short(error)}") from error
 

@@ -15,7 +15,9 @@ from tba_common.codec import BadMessage
 from tba_common.kafka import Producer, Record
 from tba_common.messages import DeadLetter, Prompt, Rollout, Trajectories
 
-BODY_BYTES: Final = 1 << 20  # a dead letter must fit a record, whatever it carries: longer bodies are cut
+#: A dead letter must fit a record, whatever it carries: what is longer is cut.
+BODY_BYTES: Final = 1 << 20
+_TEXT_CHARACTERS: Final = 4_096  # a reason may quote what it is about
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class DeadLetters:
             TooManyBad: more than `limit_in_a_row` without one handled between them, and the fault is not one task's.
             DeliveryError: the broker did not take it.
         """
-        prompt = _prompt_of(record)
+        prompt, reason = _prompt_of(record), reason[:_TEXT_CHARACTERS]
         self._in_a_row[None if prompt is None else prompt.task_id] += 1
         in_a_row = self._in_a_row.total()
         if in_a_row > self._limit and not self._is_one_task_s_fault():
@@ -60,7 +62,7 @@ class DeadLetters:
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
-            schema_header=record.headers.get("schema", b"").decode("utf-8", "replace"),
+            schema_header=record.headers.get("schema", b"").decode("utf-8", "replace")[:_TEXT_CHARACTERS],
             issue_id=None if prompt is None else prompt.issue_id,
             body=record.value[:BODY_BYTES],
         )

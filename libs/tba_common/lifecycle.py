@@ -82,8 +82,7 @@ class Lifecycle:
     def __enter__(self) -> Lifecycle:
         signals, self._signalled = os.pipe()
         threading.Thread(target=self._wait_for_signals, args=(signals,), name="signals", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self._handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         host, _, port = self._address.rpartition(":")
         self._server = ThreadingHTTPServer((host, int(port)), _handler(self))
         self._server.daemon_threads = True
@@ -98,6 +97,8 @@ class Lifecycle:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         os.close(self._signalled)
         if error is None:
             log.info("stopped", extra={"service": self.service})
@@ -141,8 +142,13 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
-        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        fields = " ".join(f"{name}={_one_line(str(value))}" for name, value in _fields(record).items())
         return f"{super().formatMessage(record)} {fields}".rstrip()
+
+
+def _one_line(text: str) -> str:
+    """A value may quote what a model wrote: its line breaks and control characters must not pass for log lines."""
+    return text if text.isprintable() else repr(text)
 
 
 class _JsonFormatter(logging.Formatter):

@@ -42,7 +42,7 @@ class VerifierOptions(Frozen):
         if pattern is not None:
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"expected a regular expression, got {pattern!r}: {error}") from error
         return pattern
 
@@ -63,6 +63,8 @@ class CodeOptions(Frozen):
             raise ValueError(
                 f"expected Python source, got a syntax error in line {error.lineno}: {error.msg}"
             ) from error
+        except (RecursionError, MemoryError) as error:  # the compiler's own limits, which no program reaches
+            raise ValueError("expected Python source, got one that is nested too deeply to compile") from error
         if not re.search(r"^def score\(", source, re.MULTILINE):
             raise ValueError("expected a function `def score(prompt, completion, reference)`, got none")
         return source

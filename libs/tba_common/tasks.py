@@ -240,6 +240,15 @@ class Task(Frozen):
         return self
 
 
+def stored_task(spec: object) -> Task:
+    """Read a task as it was stored or answered; fields of a newer program are ignored, as after a step back from it.
+
+    Raises:
+        ValidationError: what this program does know is missing or wrong.
+    """
+    return Task.model_validate(spec, extra="ignore")
+
+
 def _each_once(reward: tuple[ScorerTerm, ...]) -> tuple[ScorerTerm, ...]:
     scorers = [term.scorer for term in reward]
     if len(set(scorers)) != len(scorers):

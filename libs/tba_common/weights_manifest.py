@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -85,9 +85,7 @@ def write_manifest(directory: Path, version: int, step: int, canary: Canary) -> 
         WeightsError: there is no safetensors file, or a forbidden one.
     """
     files = sorted(path for path in directory.rglob("*") if path.is_file())
-    forbidden = [path.name for path in files if path.suffix in _FORBIDDEN_SUFFIXES]
-    if forbidden:
-        raise WeightsError(f"version {version}: only safetensors and data files are published, got {forbidden}")
+    _refuse_forbidden(version, (path.name for path in files))
     tensors = sorted(name for path in files if path.suffix == ".safetensors" for name in _tensor_names(path))
     if not tensors:
         raise WeightsError(f"version {version}: expected a .safetensors file, got {[path.name for path in files]}")
@@ -100,7 +98,7 @@ def read_manifest(data: bytes, version: int) -> Manifest:
     """Read the manifest of `version`.
 
     Raises:
-        WeightsError: it is none, is another version's, or names files outside the version.
+        WeightsError: it is none, is another version's, or names forbidden files, or some outside the version.
     """
     try:
         manifest = _MANIFEST.validate_json(data)
@@ -113,15 +111,19 @@ def read_manifest(data: bytes, version: int) -> Manifest:
     ]
     if outside:
         raise WeightsError(f"version {version}: expected files of the version, the manifest names {outside}")
+    _refuse_forbidden(version, manifest.files)
     return manifest
 
 
 def verify(directory: Path, manifest: Manifest) -> None:
-    """Check every byte.
+    """Check every byte, and that there is no file that the manifest does not name: loaders look for more than one.
 
     Raises:
-        WeightsError: a file is missing, truncated or altered; says expected and got.
+        WeightsError: a file is missing, truncated, altered or extra; says expected and got.
     """
+    found = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    if extra := sorted(found - manifest.files.keys() - {MANIFEST}):
+        raise WeightsError(f"version {manifest.version}: expected no file but those of the manifest, got {extra[:3]}")
     for name, expected in manifest.files.items():
         path = directory / name
         check_size(manifest.version, name, expected.bytes, path.stat().st_size if path.is_file() else None)
@@ -140,6 +142,11 @@ def check_size(version: int, name: str, expected: int, got: int | None) -> None:
         raise WeightsError(f"version {version}: {name} is missing")
     if got != expected:
         raise WeightsError(f"version {version}: {name} expected {expected} bytes, got {got}")
+
+
+def _refuse_forbidden(version: int, names: Iterable[str]) -> None:
+    if forbidden := [name for name in names if PurePosixPath(name).suffix in _FORBIDDEN_SUFFIXES]:
+        raise WeightsError(f"version {version}: only safetensors and data files are published, got {forbidden}")
 
 
 def _tensor_names(path: Path) -> list[str]:

@@ -12,10 +12,10 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response
 from pydantic import Field, ValidationError
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, or_, select
 from sqlalchemy.dialects.postgresql import insert
 from starlette.concurrency import run_in_threadpool
 
@@ -23,15 +23,17 @@ from services.buffer.api_body import Raw, Reader
 from services.buffer.api_context import Context, Shared
 from services.buffer.api_faults import FieldError, body_errors
 from services.buffer.api_idempotency import Answer, OnlyOnce
+from services.buffer.api_paging import RequestPage, page
 from services.buffer.api_permission import Permission, Permitted
 from services.buffer.api_progress import find_row
-from services.buffer.api_request_views import GradingView, ValidatedReward
+from services.buffer.api_request_views import GradingSummary, GradingView, ValidatedReward
 from services.buffer.api_scorers import prompt_faults, task_faults
+from services.buffer.api_views import Listing
 from services.buffer.gradings import Request
 from services.buffer.problems import Problem
 from services.buffer.request_tables import gradings
 from services.buffer.tables import runs, tasks
-from tba_common.tasks import MAX_TEXT_CHARACTERS, TEXT, Combination, Frozen, ScorerTerm, Task, TaskName
+from tba_common.tasks import MAX_TEXT_CHARACTERS, TEXT, Combination, Frozen, ScorerTerm, Task, TaskName, stored_task
 
 router: Final = APIRouter(prefix="/v1", tags=["graders"])
 GradingId = Annotated[int, Path(ge=0, lt=2**63)]
@@ -113,6 +115,23 @@ async def run_grader(
     return Response(view.model_dump_json(), media_type="application/json", headers={"Location": location})
 
 
+@router.get("/gradings", operation_id="listGradings")
+def list_gradings(
+    context: Shared, permission: Permitted, asked: Annotated[RequestPage, Query()]
+) -> Listing[GradingSummary]:
+    """List the gradings, newest first; those of red-team tasks to who may see them."""
+    query = (
+        select(gradings, tasks.c.name.label("task"))
+        .outerjoin(tasks, tasks.c.task_id == gradings.c.task_id)
+        .where(gradings.c.run_id == context.run_id, or_(gradings.c.task_id.is_(None), permission.visible()))
+    )
+    if asked.after is not None:
+        query = query.where(gradings.c.grading_id < asked.after)
+    with context.engine.connect() as connection:
+        rows = connection.execute(query.order_by(gradings.c.grading_id.desc()).limit(asked.limit + 1)).all()
+    return page(list(map(_summary, rows)), [str(row.grading_id) for row in rows], asked.limit)
+
+
 @router.get("/gradings/{grading_id}", operation_id="getGrading")
 def get_grading(context: Shared, permission: Permitted, grading_id: GradingId) -> GradingView:
     """Show a grading, done or not."""
@@ -127,7 +146,7 @@ def _task(connection: Connection, context: Context, body: GraderBody) -> tuple[i
         raise Problem("invalid-request", FieldError(field="/task", expected="exactly one of task and reward", got=got))
     if body.task is not None:
         row = find_row(connection, context.run_id, body.task)
-        return row.task_id, Task.model_validate(row.spec)
+        return row.task_id, stored_task(row.spec)
     try:
         return None, Task.model_validate({"name": _INLINE, "reward": body.reward, "combination": body.combination})
     except ValidationError as error:
@@ -196,7 +215,7 @@ def _view(connection: Connection, run_id: str, grading_id: int, permission: Perm
     return GradingView.model_validate(
         {
             "grading_id": row.grading_id,
-            "state": "pending" if row.settled_at is None else "done" if row.fault is None else "failed",
+            "state": _state(row),
             "task": row.name,
             "completions": row.result or (),
             "fault": row.fault,
@@ -204,3 +223,13 @@ def _view(connection: Connection, run_id: str, grading_id: int, permission: Perm
             "settled_at": row.settled_at,
         }
     )
+
+
+def _summary(row: Row[Any]) -> GradingSummary:
+    rewards = [completion["reward"] for completion in row.result or ()]
+    told = {"state": _state(row), "prompt": row.request["text"], "rewards": rewards}
+    return GradingSummary.model_validate({**row._mapping, **told})
+
+
+def _state(row: Row[Any]) -> str:
+    return "pending" if row.settled_at is None else "done" if row.fault is None else "failed"

@@ -45,10 +45,10 @@ class Guard:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.key is None and not is_loopback(_name(host)):
             return _foreign("header:Host", "a name of this machine such as 127.0.0.1", host)
-        if scope["method"] not in _READING and origin is not None and urlsplit(origin).netloc != host:
+        if scope["method"] not in _READING and origin is not None and not _is_ours(origin, host):
             return _foreign("header:Origin", f"this server ({host}) or none", origin)
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        came = key.encode() if scheme.lower() == "bearer" else b""
+        came = key.encode("latin-1") if scheme.lower() == "bearer" else b""  # the bytes that were sent
         has_second = self.redteam_key is not None and hmac.compare_digest(came, self.redteam_key)
         scope.setdefault("state", {})["may_redteam"] = has_second or (self.key is None and self.allow_redteam)
         if self.key is None or scope["path"] in OPEN or scope["path"].startswith(_OPEN_FILES):
@@ -101,4 +101,14 @@ def _foreign(field: str, expected: str, got: str) -> Problem:
 
 
 def _name(host: str) -> str:
-    return urlsplit(f"//{host}").hostname or ""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # half an IPv6 address
+        return ""
+
+
+def _is_ours(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False

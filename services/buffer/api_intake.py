@@ -102,10 +102,17 @@ def data_file(directory: Path | None, named: str) -> Path:
         raise Problem("invalid-request", fault)
     root = directory.resolve()
     path = (root / named).resolve()
-    if not (path.is_relative_to(root) and path.suffix == ".jsonl" and path.is_file()):
+    if not (path.is_relative_to(root) and path.suffix == ".jsonl" and _is_file(path)):
         fault = FieldError(field=_FILE, expected="a .jsonl file beneath the data directory", got=shown(named))
         raise Problem("invalid-request", fault)
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def _faults(task: Task, specs: Sequence[PromptSpec], field: str, first: int) -> Iterator[FieldError]:

@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
+from services.buffer.api_autoscaler import DecisionBody, OverrideBody
 from services.buffer.api_body import JSON_TYPE, NDJSON_TYPE
 from services.buffer.api_gradings import GradingBody, ValidationBody
 from services.buffer.api_rescores import RescoreBody
@@ -24,7 +25,7 @@ _REFERENCE: Final = "#/components/schemas/"
 _MODE: Final[JsonSchemaMode] = "validation"
 _MODELS: Final = (
     *(TaskBody, PromptSpec, EvaluationBody, RescoreBody, SeedSpec),
-    *(ValidationBody, GradingBody, ProblemDetails),
+    *(ValidationBody, GradingBody, DecisionBody, OverrideBody, ProblemDetails),
 )
 
 _PROMPTS: Final = [
@@ -42,6 +43,17 @@ _TASK: Final = {
 }
 _REWARD: Final = {"reward": [{"scorer": "verifier", "options": {"match": "last_number"}}]}
 _SEEDS: Final = [{"prompt": "12+07=", "answer": "19"}]
+_DECISION: Final = {
+    **{
+        "desired": 3,
+        "replicas": 2,
+        "ready": 2,
+        "reason": "starving",
+        "applied": True,
+        "decided_by": "tba-autoscaler-0",
+    },
+    "sentence": "The learner waits 40% of the time: one more generator.",
+}
 _ONE: Final = {"$ref": f"{_REFERENCE}PromptSpec"}
 _SEED: Final = {"$ref": f"{_REFERENCE}SeedSpec"}
 
@@ -78,6 +90,8 @@ _BODIES: Final[dict[str, dict[str, Any]]] = {
             NDJSON_TYPE: {"schema": _ONE, "example": '{"text": "12+07=", "reference": "19"}\n{"text": "1+1="}\n'},
         },
     },
+    "addScaleDecision": _json("DecisionBody", _DECISION),
+    "overrideAutoscaler": _json("OverrideBody", {"replicas": 4, "until": "2099-01-01T00:00:00Z"}),
     "evaluateTask": _json("EvaluationBody", {"policy_version": 12}, required=False),
 }
 

@@ -64,8 +64,8 @@ class DeadLetterPage(Asked):
     after: int | None = Field(default=None, ge=0, lt=2**63, description="next_after of a page: goes on to older ones")
 
 
-class RescorePage(Asked):
-    """A page of a task's re-scorings, newest first."""
+class RequestPage(Asked):
+    """A page of a task's re-scorings, or of gradings, newest first."""
 
     limit: int = Field(default=50, ge=1, le=200)
     after: int | None = Field(default=None, ge=0, lt=2**63, description="next_after of a page: goes on to older ones")

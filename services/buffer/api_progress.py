@@ -10,7 +10,7 @@ from services.buffer.api_faults import FieldError, shown
 from services.buffer.api_views import Progress, TaskView
 from services.buffer.problems import Problem
 from services.buffer.tables import issues, prompts, tasks, trajectories
-from tba_common.tasks import Task, TaskName
+from tba_common.tasks import TaskName, stored_task
 
 _RECENT: Final = 2_000
 
@@ -103,6 +103,6 @@ def _view(row: Row[Any]) -> TaskView:
         name=row.name,
         state=row.state,
         created_at=row.created_at,
-        spec=Task.model_validate(row.spec),
+        spec=stored_task(row.spec),
         progress=Progress.model_validate(row, from_attributes=True),
     )

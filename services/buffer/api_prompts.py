@@ -20,7 +20,7 @@ from services.buffer.api_progress import find_row
 from services.buffer.api_tasks import Name
 from services.buffer.api_views import PostedPrompt, PostedPrompts
 from services.buffer.problems import Problem
-from tba_common.tasks import PromptSpec, Task
+from tba_common.tasks import PromptSpec, stored_task
 
 T = TypeVar("T")
 PromptList = Annotated[tuple[PromptSpec, ...], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -48,7 +48,7 @@ def add_to_task(
     def work(connection: Connection) -> Answer:
         row = find_row(connection, context.run_id, name)
         permission.need(row.spec["family"])
-        added = add_prompts(connection, row.task_id, Task.model_validate(row.spec), specs=specs, field="")
+        added = add_prompts(connection, row.task_id, stored_task(row.spec), specs=specs, field="")
         data = tuple(PostedPrompt.model_validate(prompt, from_attributes=True) for prompt in added)
         return Answer(HTTPStatus.CREATED, PostedPrompts(data=data, created=sum(prompt.created for prompt in added)))
 

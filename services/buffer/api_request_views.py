@@ -60,6 +60,19 @@ class GradingView(View):
     settled_at: datetime | None
 
 
+class GradingSummary(View):
+    """A grading in a list. Its texts are hostile."""
+
+    grading_id: int
+    state: Literal["pending", "done", "failed"]
+    task: str | None = Field(description="whose reward it is; null where the request brought one")
+    prompt: str
+    rewards: tuple[float, ...] = Field(description="of the completions, in their order; empty until done")
+    fault: str | None
+    created_at: datetime
+    settled_at: datetime | None
+
+
 class ValidatedReward(View):
     """A reward that fits and whose scorers are deployed."""
 

@@ -18,7 +18,7 @@ from services.buffer.api_body import Raw, Reader
 from services.buffer.api_context import Context, Shared
 from services.buffer.api_faults import FieldError, body_errors, shown
 from services.buffer.api_idempotency import Answer, OnlyOnce
-from services.buffer.api_paging import RescorePage, page
+from services.buffer.api_paging import RequestPage, page
 from services.buffer.api_progress import find_row
 from services.buffer.api_request_views import RescoreView
 from services.buffer.api_scorers import prompt_faults, task_faults
@@ -79,7 +79,7 @@ def rescore_task(
 
 
 @router.get("/tasks/{name}/rescores", operation_id="listRescores")
-def list_rescores(context: Shared, name: Name, asked: Annotated[RescorePage, Query()]) -> Listing[RescoreView]:
+def list_rescores(context: Shared, name: Name, asked: Annotated[RequestPage, Query()]) -> Listing[RescoreView]:
     """List the re-scorings of a task, newest first, with how far each has come."""
     with context.engine.connect() as connection:
         task_id = find_row(connection, context.run_id, name).task_id

@@ -23,6 +23,9 @@ from tba_common.scorer_options import (
 )
 from tba_common.tasks import ScorerTerm, Task, kind_of
 
+#: Kinds that need something of a prompt. The options of others are not read again for each of ten thousand prompts:
+#: a `code` term compiles its source.
+_READ_PROMPTS: Final = ("verifier", "reward_model")
 _TO_A_REFERENCE: Final = ("margin", "win")  # outputs of a reward model
 
 
@@ -61,6 +64,8 @@ def prompt_faults(
 ) -> Iterator[FieldError]:
     """Name what a prompt lacks that a scorer of `reward`, whose options fit, compares with or reads."""
     for term in reward:
+        if kind_of(term.scorer) not in _READ_PROMPTS:
+            continue
         options = read_options(term.scorer, term.options)
         expected = _expected_reference(term.scorer, options, reference)
         if expected is not None:

@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import SettingsConfigDict
 
-from tba_common.settings import ServiceSettings
+from services.buffer.database_settings import DatabaseSettings
 
 
-class ApiSettings(ServiceSettings):
+class ApiSettings(DatabaseSettings):
     """Where the REST API listens, whom it lets in, and what it may read."""
 
-    # The URL may hold a password: no validation error repeats it.
-    model_config = SettingsConfigDict(hide_input_in_errors=True)
-
-    database_url: str = Field(
-        default="postgresql+psycopg://postgres@127.0.0.1:5432/tba",
-        repr=False,
-        description="SQLAlchemy URL of the PostgreSQL that the buffer writes to",
-    )
     api_address: str = Field(
         default="127.0.0.1:8000",
         pattern=r"^.+:[0-9]{1,5}$",

@@ -205,7 +205,7 @@ class Queues(View):
     oldest_prompt_seconds: float | None
     batches_in_flight: int = Field(description="drawn from the buffer, not yet trained")
     evaluations_waiting: int = Field(description="asked for, not yet given to the generators")
-    dead_letters: int = Field(description="messages that could not be handled; their reasons are in `dead_letters`")
+    dead_letters: int = Field(description="messages that could not be handled; GET /v1/dead-letters has their reasons")
 
 
 class LedgerView(View):

@@ -18,6 +18,7 @@ _BLOCKED: Final = {
     "not_ready": "The buffer waits until enough completions of enough prompts have come back.",
     "stale": "What the buffer holds is too old to train on: it waits for completions of newer weights.",
     "ratio": "The learner is ahead of the generators: the buffer waits for new trajectories.",
+    "index_ahead": "The buffer's index holds prompts that its tables do not: restart it, which reads the index anew.",
     "in_flight": "Nothing: the learner works on the batches it has, and everything before it keeps up.",
 }
 

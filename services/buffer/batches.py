@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from sqlalchemy import (
@@ -30,13 +30,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from services.buffer.arrays import any_of, table_of
 from services.buffer.payload_cache import Payload, PayloadCache
 from services.buffer.references import load_ref_logprobs
-from services.buffer.sampling import Decks, GroupDraw
+from services.buffer.sampling import Batch, DeckName, DeckState, GroupDraw
 from services.buffer.state_tables import decks, sampler_state
 from services.buffer.tables import batches, draws, payloads, prompts, runs, tasks
 from tba_common.messages import Draw, Group
 from tba_common.tasks import Task
-
-_DECKS: Final = ("online", "offline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +45,25 @@ class Recorded:
     next_batch_id: int
 
 
-def record(
-    connection: Connection, run_id: str, batch_id: int, *, version: int, groups: Sequence[GroupDraw], dealt: Decks
-) -> None:
+def record(connection: Connection, run_id: str, batch_id: int, drawn: Batch) -> None:
     """Write a batch, its draws, and how far they moved the decks, the limiter and the tasks' step counts.
 
     A batch of this id is replaced: its trajectories are gone, so that it could not be sent as it was.
     """
     for table in (draws, batches):
         connection.execute(delete(table).where(table.c.run_id == run_id, table.c.batch_id == batch_id))
+    groups = drawn.groups
     task_steps = _count_tasks(connection, {group.task_id for group in groups})
     described = [_describe(group, task_steps[group.task_id]) for group in groups]
-    batch = {"run_id": run_id, "batch_id": batch_id, "policy_version": version, "groups": described}
+    batch = {"run_id": run_id, "batch_id": batch_id, "policy_version": drawn.version, "groups": described}
     connection.execute(insert(batches).values(batch))
     _insert_draws(connection, run_id, batch_id, groups)
-    _save_decks(connection, run_id, groups, dealt)
+    _save_decks(connection, run_id, drawn.decks)
     samples = sum(len(group.rows) for group in groups)
     state = {
         "samples": sampler_state.c.samples + samples,
-        "online_floor": dealt.online.floor,
-        "offline_floor": dealt.offline.floor,
+        "online_floor": drawn.decks["online"].floor,
+        "offline_floor": drawn.decks["offline"].floor,
     }
     connection.execute(update(sampler_state).where(sampler_state.c.run_id == run_id).values(state))
 
@@ -109,18 +106,12 @@ def _insert_draws(connection: Connection, run_id: str, batch_id: int, groups: Se
     connection.execute(insert(draws).from_select(names, source))
 
 
-def _save_decks(connection: Connection, run_id: str, groups: Sequence[GroupDraw], dealt: Decks) -> None:
-    """Save the counts that moved. Those of prompts that only entered follow from the floor."""
-    counts = {
-        ("online" if group.kind == "online" else "offline", group.prompt_id): dealt.of(group.kind).count(
-            group.prompt_id
-        )
-        for group in groups
-    }
+def _save_decks(connection: Connection, run_id: str, moved: Mapping[DeckName, DeckState]) -> None:
+    counts = [(name, prompt_id, dealt) for name, deck in moved.items() for prompt_id, dealt in deck.dealt.items()]
     given = table_of(
-        deck=(Text(), [deck for deck, _ in counts]),
-        prompt_id=(BigInteger(), [prompt_id for _, prompt_id in counts]),
-        dealt=(Integer(), [*counts.values()]),
+        deck=(Text(), [name for name, _, _ in counts]),
+        prompt_id=(BigInteger(), [prompt_id for _, prompt_id, _ in counts]),
+        dealt=(Integer(), [dealt for _, _, dealt in counts]),
     )
     statement = upsert(decks).from_select(["run_id", *(c.name for c in given.c)], select(literal(run_id), *given.c))
     keys = [decks.c.run_id, decks.c.deck, decks.c.prompt_id]

@@ -35,19 +35,24 @@ class Deck:
         """Return how often a prompt counts as dealt (c_x)."""
         return self._dealt.get(prompt_id, 0)
 
+    def level(self) -> int:
+        """Return the count at which a prompt would enter now: the `floor` of a restart."""
+        return max(self.floor, self._least()) if self._members else self.floor
+
     def update(self, ready: Collection[int], touched: Collection[int] | None = None) -> None:
         """Make the deck hold exactly the ready prompts, of which only the `touched` may have come or gone.
 
         Those who enter start at the least count of those who stayed; after a complete turnover all start level.
         """
+        self.floor = self.level()  # before anybody leaves: who enters an empty deck starts no lower than they were
         touched = self._members.union(ready) if touched is None else touched
         self._members.difference_update([x for x in touched if x in self._members and x not in ready])
         entering = [x for x in touched if x in ready and x not in self._members]
         if not entering:
             return
-        if self._members:
-            self.floor = max(self.floor, self._least())
-        elif not self._resumes:
+        if self._members or self._resumes:
+            self.floor = self.level()
+        else:
             self.floor = max(self.floor, *map(self.count, entering))
         self._resumes = False
         self._members.update(entering)

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from services.buffer import batches
+from services.buffer.index import Index
 from services.buffer.lease import Lease
 from services.buffer.limiter import MAX_BATCHES_IN_FLIGHT, Limits, Reason, Stock, blocked
 from services.buffer.orders import KnownTask
 from services.buffer.pacing import Backlog, Turnaround
 from services.buffer.payload_cache import PayloadCache
-from services.buffer.sampling import Sampler
+from services.buffer.sampling import Batch, Draws
 from tba_common import metrics
 from tba_common.messages import Group, Resumed, Step
 from tba_common.tasks import Task
 
 _RECENT_BATCHES: Final = 32
+_RETRY_SECONDS: Final = 1.0
 
 #: Sends messages to the learner and returns when the broker has them.
 Deliver = Callable[[Iterable[Group]], None]
@@ -40,7 +42,8 @@ class Dispatcher:
         run_id: str,
         deliver: Deliver,
         *,
-        sampler: Sampler,
+        draws: Draws,
+        index: Index,
         limits: Limits,
         backlog: Backlog,
         samples: int,
@@ -48,12 +51,14 @@ class Dispatcher:
         cache: PayloadCache,
     ) -> None:
         self._lease, self._run_id, self._deliver = lease, run_id, deliver
-        self._sampler, self._limits, self._backlog, self._cache = sampler, limits, backlog, cache
+        self._draws, self._index = draws, index
+        self._limits, self._backlog, self._cache = limits, backlog, cache
         self._turnaround = Turnaround(resend_seconds)
         self._untrained: dict[int, float | None] = {}  # batch_id, ascending: when sent, None if it has to be
         self._next_batch_id = 1
         self._first_on_log = 0  # what was sent before this batch, the broker has lost
         self._heard_at = float("-inf")  # when the learner last said anything
+        self._refused_at: float | None = None  # when a draw that the index had thought possible found nothing
         self.samples = samples
         self.reason: Reason | None = "not_ready"
         self.staleness: deque[Counter[int]] = deque(maxlen=_RECENT_BATCHES)  # versions behind: trajectories
@@ -106,22 +111,23 @@ class Dispatcher:
             stock = Stock(
                 inserts=inserts,
                 samples=self.samples,
-                ready=len(self._sampler.index.ready),
-                online=len(self._sampler.index.online_ready),
-                stocked=len(self._sampler.index.stocked),
+                ready=len(self._index.ready),
+                online=len(self._index.online_ready),
+                stocked=len(self._index.stocked),
                 trainable=trainable,
                 batches_in_flight=in_flight,
             )
             self.reason = blocked(self._limits, stock)
+            if self.reason is None and self._refused_at is not None and now - self._refused_at < _RETRY_SECONDS:
+                self.reason = "index_ahead"
             if in_flight >= MAX_BATCHES_IN_FLIGHT or (unsent is None and self.reason is not None):
                 return
             specs = {task_id: task.spec for task_id, task in tasks.items()}
             if unsent is None:
                 batch_id = self._next_batch_id
-                groups: list[Group] | None = self._draw(batch_id, specs)
-                self._next_batch_id += 1
+                groups: list[Group] | None = self._draw(batch_id, specs, now)
             else:
-                batch_id, groups = unsent, self._load(unsent, specs)
+                batch_id, groups = unsent, self._load(unsent, specs, now)
             if groups is None:
                 return
             self._send(batch_id, groups, now)
@@ -135,31 +141,44 @@ class Dispatcher:
             self._untrained = dict.fromkeys(self._untrained)
             self._turnaround.lapsed()
 
-    def _draw(self, batch_id: int, specs: Mapping[int, Task]) -> list[Group] | None:
-        """Draw a batch and record it; return it as it was recorded."""
+    def _draw(self, batch_id: int, specs: Mapping[int, Task], now: float) -> list[Group] | None:
+        """Draw a batch and record it; return it as it was recorded, or None where there was nothing to draw."""
         started = time.perf_counter()
-        groups = self._sampler.draw(batch_id)
+        drawn = self._draws.batch(batch_id)
         metrics.BUFFER_DRAW_SECONDS.observe(time.perf_counter() - started)
-        version, dealt = self._sampler.index.version, self._sampler.decks
+        if drawn is None:
+            self._refuse(now)
+            return None
+        self._refused_at = None
         with self._lease.transaction() as connection:
-            batches.record(connection, self._run_id, batch_id, version=version, groups=groups, dealt=dealt)
+            batches.record(connection, self._run_id, batch_id, drawn)
             messages = batches.load_groups(connection, self._run_id, batch_id, specs, self._cache)
         self._untrained[batch_id] = None
-        self.samples += sum(len(group.rows) for group in groups)
-        for group in groups:
-            self._backlog.drawn(group.prompt_id)
-        self.staleness.append(Counter(version - int(v) for group in groups for v in group.rows["version"]))
-        self.kinds.append(Counter(group.kind for group in groups))
-        metrics.BUFFER_BATCHES.inc()
+        self._next_batch_id = max(self._next_batch_id, batch_id + 1)
+        self._count(drawn)
         return messages
 
-    def _load(self, batch_id: int, specs: Mapping[int, Task]) -> list[Group] | None:
+    def _refuse(self, now: float) -> None:
+        """Wait before the next try: it asks the tables for all that is stored."""
+        if self._refused_at is None:
+            log.warning("the index holds prompts that the tables do not", extra={"prompts": len(self._index.ready)})
+        self.reason, self._refused_at = "index_ahead", now
+
+    def _count(self, drawn: Batch) -> None:
+        self.samples += sum(len(group.rows) for group in drawn.groups)
+        for group in drawn.groups:
+            self._backlog.drawn(group.prompt_id)
+        self.staleness.append(Counter(drawn.version - int(v) for group in drawn.groups for v in group.rows["version"]))
+        self.kinds.append(Counter(group.kind for group in drawn.groups))
+        metrics.BUFFER_BATCHES.inc()
+
+    def _load(self, batch_id: int, specs: Mapping[int, Task], now: float) -> list[Group] | None:
         """Return a recorded batch; None if what it held is gone and nothing can be drawn in its place yet."""
         with self._lease.transaction() as connection:
             groups = batches.load_groups(connection, self._run_id, batch_id, specs, self._cache)
         if groups is None and self.reason is None:
             log.warning("batch drawn anew: its trajectories are gone", extra={"batch_id": batch_id})
-            return self._draw(batch_id, specs)
+            return self._draw(batch_id, specs, now)
         return groups
 
     def _send(self, batch_id: int, groups: list[Group], now: float) -> None:

@@ -105,8 +105,11 @@ class Feed:
         with self._lease.transaction() as connection:
             self._requests = orders.open_evaluations(connection, self._run_id)
             self._seeded = seeds.tasks_with_seeds(connection, self.active)
-            self.tasks = orders.load_tasks(connection, self._run_id)
+            known, self.tasks = self.tasks, orders.load_tasks(connection, self._run_id)
             self.trainable = orders.count_trainable(connection, self.active, self._groups)
+        for task_id in self.tasks.keys() - known.keys():
+            if self.tasks[task_id].is_newer:
+                log.warning("task waits for the newer program that stored it", extra={"task_id": task_id})
 
     def _send_lost(self, purpose: Purpose, now: float) -> int:
         """Send overdue orders again; give up on those that failed too often or whose task does not want them."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 #: Why no batch can be drawn now. All but `in_flight`, which waits for the learner, want more trajectories.
-Reason = Literal["in_flight", "min_size", "stale", "not_ready", "ratio"]
-REASONS: Final[tuple[Reason, ...]] = ("in_flight", "min_size", "stale", "not_ready", "ratio")
+#: `index_ahead` is found by the draw itself: whoever draws from the tables sees no prompt of those in the index.
+Reason = Literal["in_flight", "min_size", "stale", "not_ready", "ratio", "index_ahead"]
+REASONS: Final[tuple[Reason, ...]] = ("in_flight", "min_size", "stale", "not_ready", "ratio", "index_ahead")
 
 #: Batches sent to the learner and not yet trained: one in its hands, one to start on at once.
 MAX_BATCHES_IN_FLIGHT: Final = 2

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pydantic import ValidationError
 from sqlalchemy import BigInteger, Connection, Integer, Row, SmallInteger, Text, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
@@ -13,7 +14,9 @@ from services.buffer.arrays import any_of, table_of
 from services.buffer.request_tables import evaluation_requests
 from services.buffer.tables import issues, prompts, tasks
 from tba_common.messages import Prompt, Purpose
-from tba_common.tasks import TEXT, Combination, Task
+from tba_common.tasks import TEXT, Combination, Task, stored_task
+
+TaskState = Literal["active", "paused", "deleted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,16 @@ class Issue:
 
 @dataclass(frozen=True, slots=True)
 class KnownTask:
-    """A task of the run, deleted ones included: what is in flight for them must still be understood."""
+    """A task of the run, deleted ones included: what is in flight for them must still be understood.
+
+    One `is_newer` when a newer program stored it with fields that this one does not know. They may change what is
+    trained, so it is paused here, whatever its row says, until that program is back.
+    """
 
     task_id: int
-    state: Literal["active", "paused", "deleted"]
+    state: TaskState
     spec: Task
+    is_newer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,14 @@ class EvaluationRequest:
 def load_tasks(connection: Connection, run_id: str) -> dict[int, KnownTask]:
     """Return every task of the run by id."""
     query = select(tasks.c.task_id, tasks.c.state, tasks.c.spec).where(tasks.c.run_id == run_id)
-    return {r.task_id: KnownTask(r.task_id, r.state, Task.model_validate(r.spec)) for r in connection.execute(query)}
+    return {row.task_id: _known(row.task_id, row.state, row.spec) for row in connection.execute(query)}
+
+
+def _known(task_id: int, state: TaskState, spec: object) -> KnownTask:
+    try:
+        return KnownTask(task_id, state, Task.model_validate(spec))
+    except ValidationError:
+        return KnownTask(task_id, "paused" if state == "active" else state, stored_task(spec), is_newer=True)
 
 
 def count_trainable(connection: Connection, task_ids: Collection[int], limit: int) -> int:

@@ -7,7 +7,7 @@ as the K largest of beta*r + Gumbel, which is the Plackett-Luce law. Pure: (inde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -20,6 +20,7 @@ from services.buffer.picking import Picks, pick_groups
 from services.buffer.priority import Priority, PriorityOrder, prompt_weights
 
 Kind = Literal["online", "offline", "fallback"]
+DeckName = Literal["online", "offline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,23 @@ class GroupDraw:
         return len(set(self.rows["trajectory_id"].tolist()))
 
 
+@dataclass(frozen=True, slots=True)
+class DeckState:
+    """How far a deck stands after a batch, as the tables remember it."""
+
+    floor: int  # the count at which a prompt would enter
+    dealt: Mapping[int, int]  # prompt_id: times dealt, of the prompts of the batch
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The groups of a batch, and what has to be recorded with them for the next draw to go on from there."""
+
+    version: int  # of the learner (V), as whoever drew knew it
+    groups: tuple[GroupDraw, ...]
+    decks: Mapping[DeckName, DeckState]
+
+
 class Decks:
     """The two decks of a run."""
 
@@ -65,15 +83,23 @@ class Decks:
         self.online.update(index.online_ready, touched)
         self.offline.update(index.ready, touched)
 
-    def of(self, kind: Kind) -> Deck:
-        """Return the deck that a group of this kind was dealt from."""
-        return self.online if kind == "online" else self.offline
+    def after(self, groups: Iterable[GroupDraw]) -> dict[DeckName, DeckState]:
+        """Return where the decks stand after these groups; counts of prompts that only entered follow the floor."""
+        prompts: dict[DeckName, set[int]] = {"online": set(), "offline": set()}
+        for group in groups:
+            prompts["online" if group.kind == "online" else "offline"].add(group.prompt_id)
+        decks: dict[DeckName, Deck] = {"online": self.online, "offline": self.offline}
+        return {
+            name: DeckState(deck.level(), {x: deck.count(x) for x in sorted(prompts[name])})
+            for name, deck in decks.items()
+        }
 
 
 class Draws(Protocol):
     """What draws batches by the law: the index in memory (Sampler), or PostgreSQL itself (sql_sampler.py)."""
 
-    def draw(self, batch_id: int) -> Sequence[GroupDraw]: ...
+    def batch(self, batch_id: int) -> Batch | None:
+        """Draw a batch; None when whoever draws knows of no prompt that is ready."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +109,15 @@ class Sampler:
     index: Index
     decks: Decks
     law: Law
+
+    def batch(self, batch_id: int) -> Batch:
+        """Draw a batch, and say what must be recorded with it.
+
+        Raises:
+            ValueError: no prompt is ready.
+        """
+        groups = self.draw(batch_id)
+        return Batch(self.index.version, groups, self.decks.after(groups))
 
     def draw(self, batch_id: int) -> tuple[GroupDraw, ...]:
         """Draw the G groups of a batch.

@@ -7,40 +7,29 @@ Postgres is the truth; everything else here is an index over it, read back at th
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
-
-from sqlalchemy import create_engine
 
 from services.buffer.dispatch import Dispatcher
 from services.buffer.errands import Errands
 from services.buffer.feed import Feed
-from services.buffer.inbox import CONTROL, Inbox, Source, gather
+from services.buffer.inbox import Inbox, Source, gather
 from services.buffer.ingest import Commit, Rejects, ingest, versions_in
-from services.buffer.intake import Intake
 from services.buffer.lease import Lease
-from services.buffer.limiter import REASONS, Limits, feed_credits, holds_ingest
-from services.buffer.migrations import SchemaError, require_head
+from services.buffer.limiter import feed_credits, holds_ingest
 from services.buffer.payload_cache import PayloadCache
 from services.buffer.reaper import Reaper
-from services.buffer.restore import ensure_run, restore
+from services.buffer.restore import Restored, restore, seed_of
+from services.buffer.sampling import Draws
 from services.buffer.settings import BufferSettings
-from services.buffer.status import PerMinute, Status, merged, save_status
+from services.buffer.sql_sampler import SqlSampler
+from services.buffer.status_report import StatusReport
 from tba_common import metrics, topics
-from tba_common.delivery import DeadLetters
-from tba_common.kafka import Producer, Reader
-from tba_common.lifecycle import Lifecycle
 from tba_common.messages import Group, Message, Prompt
 
 _POLL_SECONDS: Final = 0.05
 _CACHE_BYTES: Final = 256 << 20
-_STATUS_SECONDS: Final = 1.0
-_STANDBY_SECONDS: Final = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +56,7 @@ class Buffer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._lease, self._sink, self._rejects, self._clock = settings, lease, sink, rejects, clock
-        self._run_id, self._limits = settings.run_id, _limits(settings)
+        self._run_id, self._limits = settings.run_id, settings.limits
         with lease.transaction() as connection:
             run = restore(connection, settings)
             lease.extend(connection)
@@ -84,22 +73,30 @@ class Buffer:
             lease,
             self._run_id,
             self._deliver,
-            sampler=run.sampler,
+            draws=_draws(settings, run, lease),
+            index=self._index,
             limits=self._limits,
             backlog=run.backlog,
             samples=run.state.samples,
             cache=self._cache,
             resend_seconds=patience,
         )
-        self._arrivals, self._steps = PerMinute(), PerMinute()
-        self._outcomes: Counter[str] = Counter()
-        self._said_at = float("-inf")
+        self._report = StatusReport(
+            lease,
+            self._run_id,
+            self._limits,
+            index=self._index,
+            backlog=self._backlog,
+            feed=self._feed,
+            dispatcher=self._dispatcher,
+        )
         self._logs_lost = 0
         now = clock()
         self._feed.load(now)
         self._errands.load(now)
         self._dispatcher.load(now)
-        log.info("buffer loaded", extra={"trajectories": self._index.size, "policy_version": run.state.version})
+        figures = {"trajectories": self._index.size, "policy_version": run.state.version, "sampler": settings.sampler}
+        log.info("buffer loaded", extra=figures)
 
     def step(self, source: Source) -> None:
         """Make one turn.
@@ -118,12 +115,10 @@ class Buffer:
             self._send_again()
         self._index.activate(self._feed.active)
         self._dispatcher.turn(now, inserts=self._inserts, trainable=self._feed.trainable, tasks=self._feed.tasks)
-        self._count("expired", self._feed.turn(now, self._credits()))
+        self._report.count("expired", self._feed.turn(now, self._credits()))
         self._errands.turn(now, self._feed.tasks)
         self._reaper.turn(now)
-        if now - self._said_at >= _STATUS_SECONDS:
-            self._said_at = now
-            self._say(now)
+        self._report.turn(now, inserts=self._inserts, groups_left=self._credits)
 
     def _brake(self, source: Source) -> None:
         """Let what comes wait on the wire while the learner owes too many draws."""
@@ -152,8 +147,8 @@ class Buffer:
         self._feed.settled(worked, now, refused=refused)
         self._errands.settled(commit.judged, now)
         self._dispatcher.reported(commit.reports, now)
-        self._arrivals.add(now, commit.inserts)
-        self._steps.add(now, len(commit.reports))
+        self._report.arrivals.add(now, commit.inserts)
+        self._report.steps.add(now, len(commit.reports))
 
     def _send_again(self) -> None:
         """A broker that lost what we read from it lost what we sent to it too: no deadline need be waited for."""
@@ -178,12 +173,8 @@ class Buffer:
             if outcome.kept:
                 self._backlog.arrived(outcome.order.prompt_id, outcome.newest_version)
             for name in ("stored", "duplicates", "dead_lettered", "expired"):
-                self._count(name, getattr(settlement, name))
-        self._count("redelivered", commit.redelivered)
-
-    def _count(self, outcome: str, count: int) -> None:
-        self._outcomes[outcome] += count
-        metrics.BUFFER_INGESTED.labels(outcome).inc(count)
+                self._report.count(name, getattr(settlement, name))
+        self._report.count("redelivered", commit.redelivered)
 
     def _credits(self) -> int:
         if self._index.version < 0:
@@ -204,96 +195,9 @@ class Buffer:
             self._sink.send(topics.BATCHES.name, group)
         self._sink.flush()
 
-    def _say(self, now: float) -> None:
-        train = self._feed.in_flight.by_task("train")
-        status = Status(
-            trajectories=self._index.size,
-            ready_prompts=len(self._index.ready),
-            online_prompts=len(self._index.online_ready),
-            blocked=self._dispatcher.reason,
-            credits=self._credits(),
-            in_flight={str(task_id): count for task_id, count in sorted(train.items())},
-            evaluations_in_flight=self._feed.in_flight.by_task("eval").total(),
-            undrawn_groups=self._backlog.count(self._index.ready),
-            untrained_batches=self._dispatcher.untrained,
-            inserts=self._inserts,
-            samples=self._dispatcher.samples,
-            staleness=merged(self._dispatcher.staleness),
-            kinds=merged(self._dispatcher.kinds),
-            trajectories_per_minute=self._arrivals.total(now),
-            steps_per_minute=self._steps.total(now),
-            redelivered=self._outcomes["redelivered"],
-            epoch=self._lease.epoch,
-            groups_per_batch=self._limits.groups,
-            samples_per_insert=self._limits.samples_per_insert,
-        )
-        with self._lease.transaction() as connection:
-            save_status(connection, self._run_id, status)
-            self._lease.extend(connection)
-        metrics.BUFFER_ROWS.set(status.trajectories)
-        metrics.BUFFER_IN_FLIGHT.set(train.total() + status.evaluations_in_flight)
-        for reason in REASONS:
-            metrics.BUFFER_BLOCKED.labels(reason).set(reason == status.blocked)
 
-
-def _limits(settings: BufferSettings) -> Limits:
-    return Limits(
-        groups=settings.groups_per_batch,
-        min_size=settings.min_size,
-        trajectories=settings.trajectories_per_group,
-        samples_per_insert=settings.samples_per_insert.most,
-        least_samples_per_insert=settings.samples_per_insert.least,
-        max_staleness=settings.max_staleness_versions,
-        needs_online=settings.on_empty == "block" and settings.most_on_policy_probability > 0,
-    )
-
-
-def main() -> None:
-    """Be the buffer of the run: wait for the lease, then work until SIGTERM.
-
-    Raises:
-        SystemExit: the database has another schema.
-    """
-    settings = BufferSettings.from_environment()
-    with Lifecycle("tba-buffer", settings) as life:
-        engine = create_engine(settings.database_url)
-        try:
-            require_head(engine)
-        except SchemaError as error:
-            raise SystemExit(str(error)) from None
-        with engine.begin() as connection:
-            ensure_run(connection, settings.run_id)
-        owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
-        lease = Lease(engine, f"buffer/{settings.run_id}", owner)
-        life.ready(True)
-        if _wait_for(lease, life):
-            _work(settings, lease, life)
-        engine.dispose()
-
-
-def _wait_for(lease: Lease, life: Lifecycle) -> bool:
-    """Stand by until the lease is ours; return False when told to stop before."""
-    while not life.stop.is_set():
-        if lease.acquire():
-            return True
-        life.beat()
-        life.stop.wait(_STANDBY_SECONDS)
-    return False
-
-
-def _work(settings: BufferSettings, lease: Lease, life: Lifecycle) -> None:
-    producer = Producer(settings.brokers, settings.run_id)
-    rejects = DeadLetters(producer, settings.run_id, "tba-buffer")
-    buffer = Buffer(settings, lease, producer, rejects)
-    arrivals, control = (
-        Reader(settings.brokers, settings.run_id, [topic.name for topic in names], buffer.offsets)
-        for names in ((topics.TRAJECTORIES,), CONTROL)
-    )
-    reader = Intake(arrivals, control)
-    while not life.stop.is_set():
-        buffer.step(reader)
-        life.beat()
-    reader.close()
-    producer.flush()
-    producer.close()
-    lease.release()
+def _draws(settings: BufferSettings, run: Restored, lease: Lease) -> Draws:
+    """Return who draws. Both go on from the same tables, so that a restart may change it."""
+    if settings.sampler == "index":
+        return run.sampler
+    return SqlSampler(lease.long_transaction, settings, seed_of(settings.run_id))

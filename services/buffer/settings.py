@@ -1,15 +1,15 @@
-"""The settings of `tba-buffer`: where its memory is, and the numbers of the sampling law and of the limiter."""
+"""The settings of `tba-buffer`: the numbers of the sampling law and of the limiter."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
-from services.buffer.limiter import Band
+from services.buffer.database_settings import DatabaseSettings
+from services.buffer.limiter import Band, Limits
 from services.buffer.priority import Priority
-from tba_common.settings import ServiceSettings
 
 
 def _band(value: object) -> object:
@@ -25,17 +25,9 @@ def _band(value: object) -> object:
     return Band(least, most)
 
 
-class BufferSettings(ServiceSettings):
+class BufferSettings(DatabaseSettings):
     """What a deployment chooses about its buffer. Everything that defines the target belongs to the task."""
 
-    # The URL may hold a password: no validation error repeats it.
-    model_config = SettingsConfigDict(hide_input_in_errors=True)
-
-    database_url: str = Field(
-        default="postgresql+psycopg://postgres@127.0.0.1:5432/tba",
-        repr=False,
-        description="SQLAlchemy URL of the PostgreSQL that holds the run; another one is another, empty run",
-    )
     groups_per_batch: int = Field(
         default=16,
         ge=1,
@@ -83,6 +75,12 @@ class BufferSettings(ServiceSettings):
         description="tba: a prompt with fewer trajectories than a group needs draws all of them with replacement, as "
         "the published code does, so that some may be missing",
     )
+    sampler: Literal["index", "sql"] = Field(
+        default="index",
+        description="who draws by the law: the index in memory, or PostgreSQL from its tables (sql), where the index "
+        "is suspected or to be checked; sql takes longer with every trajectory stored, so that a large buffer idles "
+        "the learner",
+    )
     inverse_temperature: float = Field(
         default=1.0,
         ge=0,
@@ -116,6 +114,19 @@ class BufferSettings(ServiceSettings):
         description="shortest wait before a prompt or a batch without an answer is sent again; too short repeats work "
         "that is still being done, too long idles after a crash",
     )
+
+    @property
+    def limits(self) -> Limits:
+        """What of this the limiter goes by."""
+        return Limits(
+            groups=self.groups_per_batch,
+            min_size=self.min_size,
+            trajectories=self.trajectories_per_group,
+            samples_per_insert=self.samples_per_insert.most,
+            least_samples_per_insert=self.samples_per_insert.least,
+            max_staleness=self.max_staleness_versions,
+            needs_online=self.on_empty == "block" and self.most_on_policy_probability > 0,
+        )
 
     @model_validator(mode="after")
     def _a_group_can_be_filled(self) -> Self:

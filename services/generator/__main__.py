@@ -88,7 +88,7 @@ def _actuator(settings: AutoscalerSettings, name: str) -> Actuator:
 
 
 def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.ExitStack) -> Worker:
-    """Wire a worker to its doors; `stack` closes them, the consumer before the producer."""
+    """Wire a worker to its doors; `stack` closes them, the consumer before the producer, and a download last."""
     import os
     import socket
     from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +103,7 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.Exit
     from tba_common.weights import WeightStore
 
     brokers, run_id, at_once = settings.brokers, settings.run_id, settings.max_batch_completions
+    fetcher = stack.enter_context(ThreadPoolExecutor(1, "fetch"))  # closing it waits for what it is at
     engine = stack.enter_context(contextlib.closing(_engine(settings, life)))
     producer = stack.enter_context(contextlib.closing(Producer(brokers, run_id)))
     reader = stack.enter_context(contextlib.closing(Reader(brokers, run_id, [WEIGHTS.name], {})))
@@ -115,7 +116,7 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.Exit
             WeightStore(settings.weights_url, settings.weights_cache_directory),
             tolerance=settings.canary_tolerance,
             max_versions_behind=settings.max_versions_behind,
-            fetcher=stack.enter_context(ThreadPoolExecutor(1, "fetch")),
+            fetcher=fetcher,
         ),
         consumer=stack.enter_context(contextlib.closing(consumer)),
         producer=producer,

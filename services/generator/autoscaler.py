@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from services.generator.scaling import Decision, Fleet, Limits, Memory, decide
+from services.generator.scaling import Memory, decide
 from services.generator.scaling_api import ApiUnavailable, Observation, ScalingApi
+from services.generator.scaling_values import Decision, Fleet, Limits
 from tba_common.metrics import AUTOSCALER_DESIRED
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
-from services.generator.scaling import Limits
+from services.generator.scaling_values import Limits
 from tba_common.settings import ServiceSettings
 
 

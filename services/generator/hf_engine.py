@@ -51,8 +51,8 @@ class HfEngine:
     """`services.generator.engine.Engine` on transformers: samples what is queued when `collect` is called.
 
     `progress` is called with every token, so that a long batch is not mistaken for a dead process; what it raises
-    breaks the batch off. Without a
-    `seed`, one comes from the operating system: no two processes, nor two lives of one, repeat their samples.
+    breaks the batch off. Without a `seed`, one comes from the operating system: no two processes, nor two lives of
+    one, repeat their samples.
     """
 
     def __init__(

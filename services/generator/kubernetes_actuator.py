@@ -20,7 +20,7 @@ from kubernetes import client, config
 
 from services.generator.autoscaler import NotAllowed, Unreachable
 from services.generator.kubernetes_lease import KubernetesLease, micro_time
-from services.generator.scaling import Decision, Fleet
+from services.generator.scaling_values import Decision, Fleet
 
 #: All that it may do: API group, resource, verb, and the one object it is about ("*" where a rule cannot name one).
 #: The chart's Role holds these and no others.

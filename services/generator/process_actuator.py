@@ -9,7 +9,7 @@ import http.client
 from collections.abc import Sequence
 from typing import Final
 
-from services.generator.scaling import Decision, Fleet
+from services.generator.scaling_values import Decision, Fleet
 
 _TIMEOUT_SECONDS: Final = 1.0
 

@@ -13,20 +13,6 @@ from typing import Final
 
 from services.generator.scaling_values import Decision, Fleet, Limits, Reason, Signals
 
-__all__: Final = [
-    "Decision",
-    "Fleet",
-    "Limits",
-    "Memory",
-    "Raised",
-    "Reason",
-    "Signals",
-    "Starved",
-    "decide",
-    "demand",
-    "needed",
-]
-
 _DEADLINE_SECONDS: Final = 60.0  # what is in flight longer than this, the buffer may send again (TBA_REISSUE_SECONDS)
 _MARGIN: Final = 0.25  # one fewer must still have this much to spare, or demand that trembles would drive us
 _LEAST_GAIN: Final = 0.25  # of the rate that was to be expected from those added last
@@ -144,11 +130,12 @@ def _looked(memory: Memory, fleet: Fleet, signals: Signals | None, now: float) -
         memory = replace(memory, has_work=has_work, changed_at=now, surplus_since=None)
     if fleet == memory.fleet:
         return memory
-    is_pending, since = fleet.ready < fleet.replicas, memory.pending_since
-    if is_pending:
-        memory = replace(memory, pending_since=now if since is None else since)
-    elif since is not None:
-        memory = replace(memory, pending_since=None, start_seconds=now - since)
+    since = memory.pending_since
+    if fleet.ready >= fleet.replicas:
+        if since is not None:
+            memory = replace(memory, pending_since=None, start_seconds=now - since)
+    elif since is None and memory.fleet is not None and fleet.replicas > memory.fleet.replicas:
+        memory = replace(memory, pending_since=now)  # one that only was not ready for a moment does not start
     return replace(memory, fleet=fleet, changed_at=now)
 
 

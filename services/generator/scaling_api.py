@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from services.generator.scaling import Decision, Fleet, Signals
+from services.generator.scaling_values import Decision, Fleet, Signals
 
 _TIMEOUT_SECONDS: Final = 5.0
 
@@ -74,7 +74,7 @@ class ScalingApi:
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
                 content: bytes = answer.read()
-        except (OSError, urllib.error.HTTPError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ApiUnavailable(f"{method} {self._url}{path}: {error}") from error
         return content
 

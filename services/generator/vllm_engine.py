@@ -166,11 +166,10 @@ class VllmEngine:
         )
 
     def load(self, snapshot: Snapshot) -> None:
-        shapes, base = tensor_shapes(snapshot), base_of(snapshot)
-        number = next(self._loads)
+        shapes, number = tensor_shapes(snapshot), next(self._loads)
         label, first = f"{snapshot.version}.{number}", self._llm is None
         if first:
-            self._run(self._open(snapshot, base))
+            self._run(self._open(snapshot, base_of(snapshot)))
             self._shapes = shapes
         check_fit(snapshot.version, self._shapes, shapes)
         adapter = None
@@ -221,8 +220,10 @@ class VllmEngine:
 
     async def _open(self, snapshot: Snapshot, base: Path) -> None:
         """Start vLLM on the first version, and take the tokenizer that stays."""
-        self._tokenizer = AutoTokenizer.from_pretrained(snapshot.directory, local_files_only=True)
-        config = AutoConfig.from_pretrained(base, local_files_only=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            snapshot.directory, local_files_only=True, trust_remote_code=False
+        )
+        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
         self._context_tokens = getattr(config.get_text_config(), "max_position_embeddings", None)
         self._eos_token_ids = eos_token_ids(base, self._tokenizer)
         options = self._options | lora_options(snapshot.directory)

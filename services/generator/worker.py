@@ -220,7 +220,7 @@ class Worker:
             self._reject(flight.waiting.record, str(error))
         else:
             self._sent.append(flight.waiting.record)
-            self._dead_letters.handled()
+            self._dead_letters.handled(rollout.prompt.task_id)
 
     def _rollout(self, flight: _InFlight, finished: Finished) -> Rollout:
         prompt = flight.waiting.prompt

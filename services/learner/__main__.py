@@ -100,7 +100,8 @@ def _lead(settings: LearnerSettings, ranks: Ranks) -> None:
         reader = Reader(settings.brokers, settings.run_id, [BATCHES.name], learner.offsets)
         life.ready(True)
         while not life.stop.is_set() and not learner.finished:
-            learner.step(reader)
+            if not learner.step(reader):
+                ranks.call_roll()
             life.beat()
         learner.close()
         reader.close()

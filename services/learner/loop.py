@@ -27,6 +27,7 @@ from tba_common.weights import WeightsError, WeightStore
 ANNOUNCE_SECONDS: Final = 5.0  # a broker that forgot, and a generator that came late, hear of the weights again
 MAX_SKIPPED_IN_A_ROW: Final = 10
 _POLL_SECONDS: Final = 0.2
+_DELIVERY_SECONDS: Final = 90.0  # a broker may be away for a while: a crash would cost all steps since the checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Learner:
         log.info("resumed", extra={"step": progress.step, "batch_id": progress.batch_id})
         self._say_where()
         self._announce()
-        self._producer.flush()
+        self._producer.flush(_DELIVERY_SECONDS)
 
     def step(self, reader: Reader) -> bool:
         """Read, and train the next batch if it is whole; returns whether it was."""
@@ -107,7 +108,7 @@ class Learner:
             self._publish()
         if self._saved != self._progress:
             self._save()
-        self._producer.flush()
+        self._producer.flush(_DELIVERY_SECONDS)
 
     def _receive(self, record: Record) -> None:
         self._next_offset = record.offset + 1
@@ -132,7 +133,7 @@ class Learner:
         self._progress = Progress(step, batch.batch_id, self._assembler.resume_offset(self._next_offset))
         # Delivered before it is saved: what a checkpoint covers is never trained again, so never reported again.
         self._producer.send(STEPS.name, self._report(batch, update, self._clock() - began, wait_seconds))
-        self._producer.flush()
+        self._producer.flush(_DELIVERY_SECONDS)
         if step % self._settings.publish_every == 0:
             self._publish()
         if step % self._settings.checkpoint_every == 0:

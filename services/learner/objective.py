@@ -51,7 +51,7 @@ def trajectory_balance(
     tilt = logprob - reference_weight * ref_logprob
     if log_z is None:
         log_z = estimate_log_z(tilt, reward=reward, beta=beta, group=group)
-    residual = log_z + tilt - reward / beta
+    residual = log_z - (reward / beta - tilt)  # in this order: exactly 0 where a group is all alike
     return TrajectoryBalance(
         loss=residual.square().mean(), log_z=log_z.expand_as(tilt), log_ratio=(logprob - ref_logprob).detach()
     )

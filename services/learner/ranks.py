@@ -22,9 +22,11 @@ from tba_common.messages import Group
 
 T = TypeVar("T")
 
-#: A follower waits as long as the leader has no batch; that a rank died is seen by torchrun, at once.
-_PATIENCE = timedelta(days=30)
-_STOP = 0  # in place of a step
+#: A rank waits this long for the others, which may read a checkpoint or publish meanwhile; then one of them hangs.
+_PATIENCE = timedelta(hours=1)
+#: A follower takes within this what the leader sends, or counts as gone: torchrun sees only what dies on its own node.
+_SILENCE = timedelta(seconds=60)
+_STOP, _CALL = 0, -1  # in place of a step
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
+    orders: dist.ProcessGroup | None = None  # for what the leader sends; there it has less patience than followers
 
     @classmethod
     def join(cls) -> Ranks:
@@ -43,7 +46,9 @@ class Ranks:
         if not dist.is_torchelastic_launched():
             return cls()
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
-        ranks = cls(dist.get_rank(), dist.get_world_size())
+        rank = dist.get_rank()
+        orders = dist.new_group(backend="gloo", timeout=_PATIENCE if rank else _SILENCE)
+        ranks = cls(rank, dist.get_world_size(), orders)
         if not ranks.leads:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -85,6 +90,15 @@ class Ranks:
             for group in groups:
                 self._send_bytes(encode(group)[1])
 
+    def call_roll(self) -> None:
+        """While there is nothing to train: see that every follower is there.
+
+        Raises:
+            RuntimeError: one does not answer.
+        """
+        if self.count > 1:
+            self._exchange_numbers([_CALL, 0])
+
     def send_home(self) -> None:
         """Tell the followers that it is over, and leave."""
         if self.count > 1:
@@ -93,7 +107,9 @@ class Ranks:
 
     def receive(self) -> tuple[int, list[Group]] | None:
         """Wait for what the leader sends: a step and its groups, or None when it is over."""
-        step, groups = self._exchange_numbers([0, 0])
+        step = _CALL
+        while step == _CALL:
+            step, groups = self._exchange_numbers([0, 0])
         if step == _STOP:
             dist.destroy_process_group()
             return None
@@ -101,20 +117,22 @@ class Ranks:
 
     def agree(self, number: int) -> int:
         """The leader's number, on every rank."""
-        return number if self.count == 1 else self._exchange_numbers([number])[0]
+        tensor = torch.tensor(number)
+        self.copy_from_leader([tensor])
+        return int(tensor)
 
     def _exchange_numbers(self, numbers: list[int]) -> list[int]:
         tensor = torch.tensor(numbers, dtype=torch.int64)
-        dist.broadcast(tensor, src=0)
+        dist.broadcast(tensor, src=0, group=self.orders)
         return [int(number) for number in tensor]
 
     def _send_bytes(self, body: bytes) -> None:
         self._exchange_numbers([len(body)])
-        dist.broadcast(torch.from_numpy(np.frombuffer(body, dtype=np.uint8).copy()), src=0)
+        dist.broadcast(torch.from_numpy(np.frombuffer(body, dtype=np.uint8).copy()), src=0, group=self.orders)
 
     def _receive_bytes(self) -> bytes:
         tensor = torch.empty(self._exchange_numbers([0])[0], dtype=torch.uint8)
-        dist.broadcast(tensor, src=0)
+        dist.broadcast(tensor, src=0, group=self.orders)
         return tensor.numpy().tobytes()
 
 

@@ -100,14 +100,15 @@ def _step(policy: Any, optimizer: torch.optim.Optimizer, rows: Rows) -> float:
 
 
 def _rows(pairs: Sequence[Pair], tokenizer: Any, device: torch.device) -> Rows:
-    return pad_rows(pairs, temperature=[1.0] * len(pairs), pad_token_id=tokenizer.pad_token_id, device=device)
+    return pad_rows(pairs, temperature=[1.0] * len(pairs), pad_token_id=tokenizer.pad_token_id or 0, device=device)
 
 
 def _read(path: Path, tokenizer: Any) -> list[Pair]:
     pairs = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         record = json.loads(line)
-        if not isinstance(record.get("text"), str) or not isinstance(record.get("reference"), str):
+        fields = record if isinstance(record, dict) else {}
+        if not all(isinstance(fields.get(name), str) for name in ("text", "reference")):
             raise ValueError(f"{path}:{number}: expected an object with strings 'text' and 'reference'")
         completion = tokenizer(record["reference"], add_special_tokens=False)["input_ids"]
         pairs.append((tokenizer(record["text"])["input_ids"], [*completion, tokenizer.eos_token_id]))

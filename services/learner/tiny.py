@@ -10,16 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.learner.policy import save_model
-
-PAD: Final = "<pad>"
-EOS: Final = "<eos>"
-UNKNOWN: Final = "<unk>"
-#: Printable ASCII and the newline, one token each.
-CHARACTERS: Final = "\n" + "".join(map(chr, range(32, 127)))
+from services.learner.tiny_tokens import EOS, PAD, UNKNOWN, tiny_tokens
 
 # Their constructors carry no types.
 _Llama: Final[Any] = LlamaForCausalLM
@@ -27,19 +21,9 @@ _Tokenizer: Final[Any] = PreTrainedTokenizerFast
 
 
 def tiny_tokenizer(text: str = "") -> Any:
-    """One token per character, or per word of `text`, and none that was not written: no BOS, no EOS added.
-
-    Words and runs of punctuation are tokens; they are read back with one space between them.
-    """
-    splitter = pre_tokenizers.Whitespace() if text else pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    known = [word for word, _ in splitter.pre_tokenize_str(text or CHARACTERS)]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([PAD, EOS, UNKNOWN, *known]))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = splitter
-    if not text:
-        tokenizer.decoder = decoders.Fuse()
+    """The tokens of `tiny_tokens` as transformers uses them."""
     return _Tokenizer(
-        tokenizer_object=tokenizer,
+        tokenizer_object=tiny_tokens(text),
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN,

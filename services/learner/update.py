@@ -47,7 +47,7 @@ class Update:
 class Updater:
     """The policy's optimiser and its schedule. With several ranks, `update` on the leader is `follow` on the others.
 
-    `progress` is called after every micro-batch, so that a long step is not mistaken for a dead process.
+    `progress` is called after every pass over a micro-batch, so that a long step is not mistaken for a dead process.
     """
 
     def __init__(
@@ -124,11 +124,12 @@ class Updater:
         draws = sum(len(group.draws) for group in groups)
         means = torch.zeros(5, device=self.policy.device)
         for unit in self.ranks.share(self._units(groups)):
-            log_z = self._log_z_of_split_group(unit) if len(unit) > 1 else None
-            for part in unit:
+            ref_logprobs = [self._ref_logprob(part) for part in unit]
+            log_z = self._log_z_of_split_group(unit, ref_logprobs) if len(unit) > 1 else None
+            for part, ref_logprob in zip(unit, ref_logprobs, strict=True):
                 result = trajectory_balance(
                     self.policy.logprob(part.rows)[part.row],
-                    self._ref_logprob(part),
+                    ref_logprob,
                     reward=part.reward,
                     beta=part.beta,
                     group=part.group,
@@ -140,7 +141,7 @@ class Updater:
                 seen = (result.loss, part.reward, result.log_z, result.log_ratio, part.beta)
                 means += share * torch.stack([value.detach().mean() for value in seen])
                 self._progress()
-        if self.ranks.count > 1:
+        if self.ranks.count > 1 and draws:  # without a gradient nothing moves; with one of zero, momentum would
             self.ranks.add_up([means, *map(_gradient, self.policy.trained.values())])
         return means
 
@@ -157,13 +158,13 @@ class Updater:
             device=self.policy.device,
         )
 
-    def _log_z_of_split_group(self, parts: Sequence[MicroBatch]) -> Tensor:
+    def _log_z_of_split_group(self, parts: Sequence[MicroBatch], ref_logprobs: Sequence[Tensor]) -> Tensor:
         """log Z of a group too large for one micro-batch: a pass without gradients over all of it, [1]."""
-        with torch.no_grad():
-            tilt = [
-                self.policy.logprob(part.rows)[part.row] - part.reference_weight * self._ref_logprob(part)
-                for part in parts
-            ]
+        tilt = []
+        for part, ref_logprob in zip(parts, ref_logprobs, strict=True):
+            with torch.no_grad():
+                tilt.append(self.policy.logprob(part.rows)[part.row] - part.reference_weight * ref_logprob)
+            self._progress()
         return estimate_log_z(
             torch.cat(tilt),
             reward=torch.cat([part.reward for part in parts]),
@@ -175,7 +176,9 @@ class Updater:
         """log pi_ref of each draw, [draws]: from the reference here, or from the scorer that stands in for it."""
         if self.policy.reference is None:
             return part.ref_logprob
-        return self.policy.ref_logprob(part.rows)[part.row]
+        logprob = self.policy.ref_logprob(part.rows)[part.row]
+        self._progress()
+        return logprob
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ def run(name: str) -> None:
 
 def serve(name: str, opened: Callable[[str], AbstractContextManager[Scorer]]) -> None:
     """Score until SIGTERM, then finish what is in the scorer; not ready before it is open."""
+    from services.reward.journal import open_journal
     from services.reward.settings import RewardSettings
     from services.reward.worker import Worker
     from tba_common.delivery import DeadLetters
@@ -60,6 +61,7 @@ def serve(name: str, opened: Callable[[str], AbstractContextManager[Scorer]]) ->
     # Closed in reverse: the consumers before the producer whose acks it commits, the scorer.
     with Lifecycle(service, settings) as life, contextlib.ExitStack() as stack:
         scorer = stack.enter_context(opened(name))
+        journal = stack.enter_context(open_journal(service, settings))
         producer = stack.enter_context(contextlib.closing(Producer(settings.brokers, settings.run_id)))
         first, late = (
             stack.enter_context(contextlib.closing(Consumer(settings, topic, group, window=settings.window)))
@@ -71,6 +73,7 @@ def serve(name: str, opened: Callable[[str], AbstractContextManager[Scorer]]) ->
             retry_consumer=late,
             producer=producer,
             dead_letters=DeadLetters(producer, settings.run_id, service),
+            journal=journal,
             settings=settings,
         )
         life.ready(True)

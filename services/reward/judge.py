@@ -45,6 +45,7 @@ class Judge:
         self._canary_seconds = canary_seconds
         self._canary_lock = threading.Lock()
         self._trusted_until = 0.0
+        self._fault: tuple[float, PassingFault] | None = None  # of the last check, and when
 
     def score(self, rollout: Rollout, options: Mapping[str, Any]) -> Judgement:
         """Return the mean of the votes on each completion; `disagreement`, their spread, is a detail.
@@ -77,12 +78,22 @@ class Judge:
     def prove(self) -> None:
         """Check the judge with answers of known worth, if the last check is long ago.
 
+        While the endpoint is away, all who wait for one check share its fault: one after the other, each with its
+        timeout, they would outlast the time limit of their visits.
+
         Raises:
             CanaryFailed, ScoringFailed, PassingFault: see `score`.
         """
+        asked_at = time.monotonic()
         with self._canary_lock:
+            if self._fault is not None and self._fault[0] > asked_at:
+                raise PassingFault(str(self._fault[1]))
             if time.monotonic() >= self._trusted_until:
-                check(lambda case: self._verdict(case, temperature=0.0))
+                try:
+                    check(lambda case: self._verdict(case, temperature=0.0))
+                except PassingFault as fault:
+                    self._fault = time.monotonic(), fault
+                    raise
                 self._trusted_until = time.monotonic() + self._canary_seconds
                 log.info("judge proven", extra={"scorer": self.name})
 

@@ -15,6 +15,9 @@ from urllib.parse import urlsplit
 
 _PORTS: Final = {"http": 80, "https": 443}
 
+#: Where a network without IPv4 puts all of it (RFC 6052), the private parts too.
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+
 Lookup = Callable[[str, int], Sequence[str]]
 
 
@@ -76,7 +79,9 @@ def checked_address(origin: Origin, private_hosts: Collection[str], lookup: Look
 def _may_be_asked(text: str, *, is_private_allowed: bool) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
-        address = address.ipv4_mapped or address
+        address = address.ipv4_mapped or address.sixtofour or address
+    if address in _NAT64:
+        address = ipaddress.IPv4Address(address.packed[-4:])
     if address.is_link_local or address.is_unspecified or address.is_multicast:
         return False
     return address.is_global or is_private_allowed

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
 from services.reward.judge_prompt import Case
+from services.reward.scorer import ScorerUnfit
 
 _HIGH, _LOW = 0.8, 0.2
 
 
-class CanaryFailed(Exception):
+class CanaryFailed(ScorerUnfit):
     """The judge cannot be trusted; says with which answer it failed. No fault of any rollout."""
 
 

@@ -27,7 +27,9 @@ def read_pairs(path: Path) -> list[Pair]:
         OSError: no such file.
         ValueError: a line is something else; says which line and field, what was expected and what came.
     """
-    return [_pair(line, f"{path}:{number}") for number, line in enumerate(path.read_text().splitlines(), start=1)]
+    # Not splitlines: a JSON string may hold U+2028 and others that it takes for the end of a line.
+    lines = path.read_text("utf-8").removesuffix("\n").split("\n")
+    return [_pair(line, f"{path}:{number}") for number, line in enumerate(lines, start=1)]
 
 
 def split_pairs(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:

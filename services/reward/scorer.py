@@ -27,6 +27,10 @@ class PassingFault(Exception):
     """No score now, and perhaps one soon: an endpoint answered 503, refused or timed out. The visit is made again."""
 
 
+class ScorerUnfit(Exception):
+    """The scorer can score nothing, and no rollout is to blame: its process ends, and what it had comes again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What a scorer says about the completions of a rollout, in their order.
@@ -58,6 +62,7 @@ class Scorer(Protocol):
             BadMessage: options or prompt are not what this scorer needs; says expected and got.
             ScoringFailed: no fault of the message's form, but there is no score, and asking again would not help.
             PassingFault: no score now; asking again may help.
+            ScorerUnfit: nothing can be scored here.
         """
 
 

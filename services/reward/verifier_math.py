@@ -15,6 +15,8 @@ from tba_common.codec import BadMessage
 _MATH_CHARACTERS: Final = 4_096
 _DELIMITERS: Final = ("$", "\\(", "\\[", "\\boxed")
 
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
+
 
 @lru_cache(maxsize=1_024)  # a policy that has learned repeats itself
 def equivalent(text: str, reference: str) -> bool:
@@ -59,6 +61,5 @@ def _final(text: str) -> str:
 def _parse(text: str) -> list[Any]:
     from math_verify import parse
 
-    # Its own time limits are alarms that it also swallows; ours end the process. It warns that they are off.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    # Its own time limits are alarms that it also swallows; ours end the process.
     return list(parse(text, parsing_timeout=None))

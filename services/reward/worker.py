@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from services.reward.grading import visit
+from services.reward.journal import DEADLY, Journal
 from services.reward.retries import Visit, Waiting, late_visit, next_round, wait_here
-from services.reward.scorer import PassingFault, Scorer, ScoringFailed
+from services.reward.scorer import PassingFault, Scorer, ScorerUnfit, ScoringFailed
 from services.reward.settings import RewardSettings
 from services.reward.slip import destination
 from services.reward.slots import Overrun, Slots
@@ -45,6 +47,7 @@ class Worker:
         retry_consumer: Consumer,
         producer: Producer,
         dead_letters: DeadLetters,
+        journal: Journal,
         settings: RewardSettings,
         clock: Callable[[], float] = time.time,
         luck: Callable[[], float] = random.random,
@@ -54,24 +57,28 @@ class Worker:
         self._retry_consumer = retry_consumer
         self._producer = producer
         self._dead_letters = dead_letters
+        self._journal = journal
         self._settings = settings
         self._clock, self._luck = clock, luck
         self._slots = Slots[Visit, Rollout | Trajectories](
             scorer.name, settings.parallel_rollouts, settings.visit_limit_seconds
         )
         self._waiting = Waiting()
+        self._held: deque[Visit] = deque()  # taken, and behind a visit that is made with nothing beside it
+        self._alone: Visit | None = None  # such a visit, while it is in the scorer
         self._retrying = 0  # visits in the scorer that are not the first of their rollout
         self._draining = False
 
     def step(self) -> None:
         """One turn: start what there is room for, send on what is scored."""
+        self._start_held()
         self._start_again()
-        if self._slots.room:
+        if self._room:
             patience = 0.0 if self._slots else _IDLE_SECONDS
-            for record in self._consumer.take(self._slots.room, patience):
+            for record in self._consumer.take(self._room, patience):
                 self._start(Visit(record))
         if self._slots:
-            self._settle(_BUSY_SECONDS if self._slots.room else _IDLE_SECONDS)
+            self._settle(_BUSY_SECONDS if self._room else _IDLE_SECONDS)
         else:
             self._producer.flush(_DELIVERY_SECONDS)  # nothing to do: see that nothing sent was lost
 
@@ -80,27 +87,55 @@ class Worker:
         self._draining = True
         self._consumer.stop_taking()
         self._retry_consumer.stop_taking()
+        self._journal.forget()  # a visit that outlasts the grace period killed nobody
         while self._slots:
             self._settle(_IDLE_SECONDS)
         self._producer.flush(_DELIVERY_SECONDS)
-        log.info("drained", extra={"handed_back": len(self._waiting)})
+        log.info("drained", extra={"handed_back": len(self._waiting) + len(self._held)})
+
+    @property
+    def _room(self) -> int:
+        """How many more visits may start; none while one is made with nothing beside it, or waits to be."""
+        return 0 if self._held or self._alone else self._slots.room
 
     def _start_again(self) -> None:
         """Start the visits whose time has come, in at most half of the room: the others keep their rate."""
         now = self._clock()
         for record in self._retry_consumer.take(self._settings.window, 0.0):
             self._waiting.put(*late_visit(record, now))
-        room = min(self._slots.room, max(1, self._settings.parallel_rollouts // 2) - self._retrying)
+        room = min(self._room, max(1, self._settings.parallel_rollouts // 2) - self._retrying)
         for again in self._waiting.due(now, room):
             self._start(again)
 
     def _start(self, attempt: Visit) -> None:
-        self._slots.start(attempt, partial(_scored, self._scorer, attempt))
-        self._retrying += attempt.attempts > 0
+        self._held.append(attempt)
+        self._start_held()
+
+    def _start_held(self) -> None:
+        """Start what was taken, in order.
+
+        What a process died with goes in when nothing else is there, and nothing joins it. What is deadly never does.
+        """
+        while self._held and self._slots.room and self._alone is None:
+            deaths = self._journal.deaths(self._held[0].record)
+            if 0 < deaths < DEADLY and self._slots:
+                return
+            attempt = self._held.popleft()
+            if deaths >= DEADLY:
+                name = self._scorer.name
+                self._reject(attempt, f"{name} died {deaths} times over this rollout, {deaths - 1} with no other in it")
+                continue
+            self._alone = attempt if deaths else None
+            self._journal.begin(attempt.record)
+            self._slots.start(attempt, partial(_scored, self._scorer, attempt))
+            self._retrying += attempt.attempts > 0
 
     def _settle(self, timeout_seconds: float) -> None:
         for attempt, future in self._slots.ended(timeout_seconds):
             self._retrying -= attempt.attempts > 0
+            self._journal.end(attempt.record)
+            if attempt is self._alone:
+                self._alone = None
             match failure := future.exception():
                 case None:
                     self._send_on(attempt, future.result())
@@ -110,6 +145,8 @@ class Worker:
                     self._reject(attempt, f"{self._scorer.name} {failure}")
                 case PassingFault():
                     self._try_again(attempt.failed, str(failure))
+                case ScorerUnfit():
+                    raise failure
                 case _:
                     # What the scorer did not expect may have left it broken: a new process starts, in which the
                     # rollout comes late, behind all others, and in the end not at all.

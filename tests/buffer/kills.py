@@ -21,6 +21,7 @@ from services.buffer.state_tables import leases, sampler_state
 from services.buffer.tables import batches, trajectories
 from tests.buffer.others import Others, until
 from tests.buffer.world import add_task
+from tests.logins import as_role
 
 _LONGEST_SECONDS: Final = 1.0  # that a process works before it is killed
 
@@ -53,14 +54,15 @@ class Books:
 def survive(kills: int, *, url: str, servers: str, run_id: str, seed: int) -> Books:
     """Run a line whose buffer is killed `kills` times, let it end in order, and return the books.
 
-    The database is migrated. The moments are drawn with `seed`; what happens in them is up to the machine.
+    The database is migrated, and there are logins. The moments are drawn with `seed`; what happens in them is up to
+    the machine.
     """
     moments = random.Random(seed)
     engine = create_engine(url)
     with engine.begin() as connection:
         ensure_run(connection, run_id)
         add_task(connection, run_id, train=12)
-    environment = {"TBA_DATABASE_URL": url, "TBA_KAFKA_SERVERS": servers, "TBA_RUN_ID": run_id}
+    environment = {"TBA_DATABASE_URL": as_role(url, "tba_buffer"), "TBA_KAFKA_SERVERS": servers, "TBA_RUN_ID": run_id}
     with ExitStack() as stack:
         others = Others(servers, run_id, stack, errs=True)
         for _ in range(kills):

@@ -41,6 +41,21 @@ WIDE: Final[dict[str, Any]] = {
 }
 WIDE_PROMPTS: Final = 80
 WIDE_BATCHES: Final = 60
+#: Few prompts, each with other rewards and versions, so that few batches tell their weights apart.
+PRIORITY: Final = WIDE | {"groups_per_batch": 2, "most_on_policy_probability": 0.0, "min_trajectories_per_group": 2}
+#: By prompt, versions and rewards. The first of the last prompt is too old to be drawn, but counts for its spread.
+PRIORITY_PROMPTS: Final = (
+    ((9, 9, 9), (0.0, 4.0, 2.0)),
+    ((7, 7, 8), (1.0, 1.0, 1.0)),
+    ((6, 6, 6), (0.0, 2.0, 2.0)),
+    ((5, 6, 7), (3.0, 2.5, 3.5)),
+)
+PRIORITY_BATCHES: Final = 300
+#: The weights of the prompts: deviations in units of the largest, and halved with each version behind version 9.
+PRIORITY_WEIGHTS: Final[dict[str, tuple[float, ...]]] = {
+    "spread": (1.0, 0.1, 0.1 + 0.9 / math.sqrt(3), 0.1 + 0.9 / 4),
+    "recency": (1.0, 0.1 + 0.9 / 2, 0.1 + 0.9 / 8, 0.1 + 0.9 / 4),
+}
 #: As many prompts as groups, all replayed: each batch is one epoch of the deck.
 EPOCHS: Final = WIDE | {"groups_per_batch": 12, "most_on_policy_probability": 0.0}
 EPOCH_PROMPTS: Final = 12
@@ -57,6 +72,7 @@ class Seen:
     draw_logprobs: tuple[float, ...]
     marginal_logprobs: tuple[float, ...]
     kappa: float
+    prompt_logprob: float | None
 
 
 Batch = Sequence[Seen]
@@ -72,6 +88,7 @@ def seen(groups: Iterable[GroupDraw], first_of: dict[int, int]) -> list[Seen]:
             tuple(group.picks.draw_logprobs.tolist()),
             tuple(group.picks.marginal_logprobs.tolist()),
             group.picks.kappa,
+            group.prompt_logprob,
         )
         for group in groups
     ]
@@ -153,6 +170,28 @@ def check_the_order_of_an_epoch_is_uniform(epochs: Sequence[Batch]) -> None:
     assert max(follows.values()) < len(epochs) / 4  # nobody always follows the same
 
 
+def check_prompts_follow_their_priority(batches: Sequence[Batch], weights: Sequence[float]) -> None:
+    prompts = sorted({group.prompt_id for batch in batches for group in batch})
+    assert len(prompts) == len(weights)
+    counts = Counter(tuple(prompts.index(group.prompt_id) for group in batch) for batch in batches)
+    assert fits(counts, plackett_luce(weights, len(batches[0])))
+
+
+def check_prompt_log_probabilities_are_exact(batches: Sequence[Batch], weights: Sequence[float]) -> None:
+    """Of a prompt that was drawn by priority, given those before it in the batch, however they came into it."""
+    weight_of = dict(zip(sorted({group.prompt_id for batch in batches for group in batch}), weights, strict=True))
+    for batch in batches:
+        left = dict(weight_of)
+        for group in batch:
+            weight, total = left[group.prompt_id], sum(left.values())
+            if group.kind == "online":
+                assert group.prompt_logprob is None
+            else:
+                assert group.prompt_logprob is not None
+                assert math.isclose(group.prompt_logprob, math.log(weight / total), abs_tol=1e-5)
+            del left[group.prompt_id]
+
+
 WIDE_CHECKS: Final = (
     check_nothing_stale_is_drawn,
     check_replay_follows_plackett_luce,
@@ -162,4 +201,5 @@ WIDE_CHECKS: Final = (
     check_kappa_makes_sums_unbiased,
     check_prompts_of_a_batch_are_distinct,
 )
+PRIORITY_CHECKS: Final = (check_prompts_follow_their_priority, check_prompt_log_probabilities_are_exact)
 EPOCH_CHECKS: Final = (check_prompts_are_drawn_evenly, check_the_order_of_an_epoch_is_uniform)

@@ -38,7 +38,10 @@ def test_a_file_beneath_the_data_directory_is_found(tmp_path: Path) -> None:
     assert data_file(tmp_path, "sets/a.jsonl") == file.resolve()
 
 
-@pytest.mark.parametrize("named", ["../secret.jsonl", "link.jsonl", "/etc/passwd", "missing.jsonl", "notes.txt", "."])
+@pytest.mark.parametrize(
+    "named",
+    ["../secret.jsonl", "link.jsonl", "/etc/passwd", "missing.jsonl", "notes.txt", ".", "a" * 300 + ".jsonl"],
+)
 def test_every_other_path_gets_one_and_the_same_answer(tmp_path: Path, named: str) -> None:
     directory = tmp_path / "data"
     directory.mkdir()

@@ -106,5 +106,11 @@ def test_a_reasoning_gym_prompt_carries_its_problem() -> None:
     assert lacks(gym, reasoning_gym={"task": "basic_arithmetic", "seed": 0, "index": 1}) == []
 
 
+def test_options_that_read_nothing_of_a_prompt_are_not_read_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand prompts would compile the source of a `code` term ten thousand times."""
+    monkeypatch.setattr("services.buffer.api_scorers.read_options", lambda scorer, options: pytest.fail(scorer))
+    assert lacks(term("code", source="def score(prompt, completion, reference): return 1")) == []
+
+
 def test_a_rule_that_compares_with_nothing_needs_no_reference() -> None:
     assert lacks(term(match="regex", pattern="a+"), term("victim"), term("toxicity", of="responses")) == []

@@ -92,7 +92,7 @@ def test_a_restart_deals_on_where_it_was() -> None:
     deck, names = Deck("offline", 4), range(7)
     deck.update(names)
     dealt(deck, 10)
-    again = Deck("offline", 4, {x: deck.count(x) for x in names}, deck.floor)
+    again = Deck("offline", 4, {x: deck.count(x) for x in names}, deck.level())
     again.update(names)
     assert dealt(again, 11) == dealt(deck, 11)
 
@@ -103,9 +103,28 @@ def test_a_restart_knows_prompts_that_entered_late_and_were_never_dealt() -> Non
     dealt(deck, 15)
     deck.update(range(4))
     saved = {x: deck.count(x) for x in range(3)}  # 3 was not dealt, so its count was not saved
-    again = Deck("offline", 4, saved, deck.floor)
+    again = Deck("offline", 4, saved, deck.level())
     again.update(range(4))
     assert again.count(3) == deck.count(3) == 5
+
+
+def test_a_prompt_that_comes_with_a_restart_starts_level() -> None:
+    deck = Deck("offline", 4)
+    deck.update(range(3))
+    dealt(deck, 15)
+    again = Deck("offline", 4, {x: deck.count(x) for x in range(3)}, deck.level())
+    again.update(range(4))
+    assert [again.count(x) for x in range(4)] == [5, 5, 5, 5]
+
+
+def test_who_enters_a_deck_that_everybody_left_starts_no_lower_than_they_were() -> None:
+    deck = Deck("online", 4)
+    deck.update({1, 2})
+    dealt(deck, 10)
+    deck.update({3, 4})
+    dealt(deck, 2)
+    deck.update({1, 3, 4})
+    assert Counter(dealt(deck, 3)) == {1: 1, 3: 1, 4: 1}
 
 
 def test_the_heap_does_not_grow_with_turnover() -> None:

@@ -46,3 +46,9 @@ def test_a_band_that_would_stop_the_line_is_refused(said: str) -> None:
 def test_the_numbers_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TBA_GROUPS_PER_BATCH", "3")
     assert BufferSettings().groups_per_batch == 3
+
+
+def test_the_index_draws_unless_sql_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert BufferSettings().sampler == "index"
+    monkeypatch.setenv("TBA_SAMPLER", "sql")
+    assert BufferSettings().sampler == "sql"

@@ -32,6 +32,7 @@ from tba_common.messages import (
 )
 from tba_common.record import Record
 from tba_common.tasks import Sampling, ScorerTerm, Task
+from tests.logins import as_role
 
 RUN: Final = "test"
 
@@ -128,17 +129,19 @@ class World:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = create_engine(url)
+        self.engine = create_engine(url)  # the test's own
+        self.role = create_engine(as_role(url, "tba_buffer"))
         self.broker, self.rejected = FakeBroker(), Rejected()
-        self.lease = Lease(self.engine, "buffer/test", "one")
+        self.lease = Lease(self.role, "buffer/test", "one")
         self.now = 1_000.0
-        with self.engine.begin() as connection:
+        with self.role.begin() as connection:
             ensure_run(connection, RUN)
         assert self.lease.acquire()
 
     def close(self) -> None:
         """Disconnect."""
         self.engine.dispose()
+        self.role.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

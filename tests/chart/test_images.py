@@ -23,7 +23,7 @@ _IMPLIED: Final = {"local": {"buffer", "generator-transformers", "learner", "rew
 
 def built() -> dict[str, tuple[set[str], str]]:
     """By image: its extras, and the kind of torch in it."""
-    lines = re.findall(r"\$\(call IMAGE,([\w-]+),([^,]+),(\w+)\)", (ROOT / "Makefile").read_text())
+    lines = re.findall(r"\$\(call IMAGE,([\w-]+),([^,]+),(\w+)(?:,[^)]*)?\)", (ROOT / "Makefile").read_text())
     images = {}
     for name, extras, torch in lines:
         listed = set(extras.split("$(comma)"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
 import yaml
 
+from services.generator.scaling_values import Reason
 from tba_common import metrics
 from tests.chart.rendering import CHART, ROOT, manifests_of, of_kind, render
 
@@ -46,6 +47,27 @@ def test_an_alert_is_about_metrics_that_are_exported(path: Path) -> None:
     expression = alert(path)["expr"]
     assert "tba_" in expression
     assert unknown(expression) == set()
+
+
+def asked(label: str, metric: str = "") -> set[str]:
+    """The values of a label that any alert asks for, of one metric or of all."""
+    found = (re.findall(rf'{metric}{{{label}=~?"([^"]+)"}}', alert(path)["expr"]) for path in ALERTS)
+    return {value for matches in found for match in matches for value in match.split("|")}
+
+
+def test_alerts_ask_for_reasons_that_the_autoscaler_gives() -> None:
+    reasons = asked("reason", "tba_autoscaler_desired_replicas")
+    assert reasons >= {"no_signals", "old_signals", "limits"}
+    assert reasons <= set(get_args(Reason))
+
+
+def test_alerts_ask_for_components_that_there_are_and_that_a_scrape_tells() -> None:
+    manifests = manifests_of("production")
+    pods = [m["spec"]["template"]["metadata"]["labels"] for m in of_kind(manifests, "Deployment")]
+    assert asked("app_kubernetes_io_component") == {"autoscaler"}
+    assert "autoscaler" in {labels["app.kubernetes.io/component"] for labels in pods}
+    (monitor,) = of_kind(manifests, "PodMonitor")
+    assert "app.kubernetes.io/component" in monitor["spec"]["podTargetLabels"]
 
 
 @pytest.mark.parametrize("path", ALERTS, ids=lambda path: path.stem)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from services.generator.kubernetes_actuator import HEALTH_PORT, REQUIRED_RULES
-from tests.chart.rendering import NAMESPACE, Manifest, manifests_of, named, of_kind, render, values_of
-from tests.chart.rules.rule import pod, pods, selects, variables
+from tests.chart.rendering import CHART, NAMESPACE, ROOT, Manifest, manifests_of, named, of_kind, render, values_of
+from tests.chart.rules.rule import Pod, pod, pods, selects, variables
+from tests.chart.rules.syntax import quantity
 
 
 def job_names(values: dict[str, Any]) -> set[str]:
@@ -23,6 +25,16 @@ def granted(role: Manifest) -> set[tuple[str, str, str, str]]:
         for verb in rule["verbs"]
         for name in rule.get("resourceNames", ["*"])
     }
+
+
+def requested(found: Pod, resource: str) -> float:
+    """What a scheduler sets aside for a pod: init containers run one by one, before the others."""
+
+    def of(container: dict[str, Any]) -> float:
+        return quantity(container["resources"]["requests"][resource])
+
+    together = sum(map(of, found.spec["containers"]))
+    return max([together, *map(of, found.spec.get("initContainers", []))])
 
 
 def test_the_autoscaler_may_do_what_it_calls_and_nothing_else() -> None:
@@ -146,3 +158,21 @@ def test_the_scorers_of_the_list_are_those_that_tasks_may_name() -> None:
 def test_another_release_shares_no_name_with_the_first() -> None:
     first, second = ({(m["kind"], m["metadata"]["name"]) for m in render({}, release=r)} for r in ("tba", "tba-two"))
     assert first.isdisjoint(second)
+
+
+def test_a_small_node_holds_all_of_the_demonstration() -> None:
+    for situation, cores, gibibytes in (("cpu", 1, 4), ("default", 2, 5)):
+        found = [one for one in pods(manifests_of(situation)) for _ in range(one.owner["spec"].get("replicas", 1))]
+        assert sum(requested(one, "cpu") for one in found) <= cores, situation
+        assert sum(requested(one, "memory") for one in found) <= gibibytes * 2**30, situation
+
+
+def test_helm_waits_for_its_test_as_long_as_the_test_does() -> None:
+    (args,) = [c["args"] for c in pod(manifests_of("cpu"), "test").spec["containers"]]
+    within = float(args[args.index("--within") + 1])
+    files = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/**/*.md"), CHART / "templates/NOTES.txt"]
+    for file in files:
+        for line in re.findall(r"^.*\bhelm\b[^|\n]*\btest \S.*$", file.read_text(), re.MULTILINE):
+            minutes = re.search(r"--timeout (\d+)m", line)
+            assert minutes, f"{file.name}: {line.strip()}"
+            assert 60 * int(minutes[1]) > within, f"{file.name}: {line.strip()}"

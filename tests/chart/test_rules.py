@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from tests.chart.rendering import SITUATIONS, manifests_of
-from tests.chart.rules import numbers, platform, policy, ranks, references, structure, syntax
+from tests.chart.rules import numbers, placement, platform, policy, ranks, references, structure, syntax
 from tests.chart.rules.rule import Rule
 
 RULES: Final = (
@@ -16,6 +16,7 @@ RULES: Final = (
     *syntax.RULES,
     *numbers.RULES,
     *policy.RULES,
+    *placement.RULES,
     *platform.RULES,
     *ranks.RULES,
 )

@@ -13,6 +13,7 @@ from tests.chart import settings_schema
 from tests.chart.rendering import CHART, NAMESPACE, SITUATIONS, notes, render, values_of
 
 KEDA: Final[dict[str, Any]] = {"generator": {"autoscaling": {"mode": "keda"}}}
+EXTERNAL_POSTGRES: Final = {"mode": "external"}
 EXTERNAL_KAFKA: Final = {"mode": "external", "external": {"servers": "kafka:9093"}}
 
 REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
@@ -31,6 +32,10 @@ REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
     ({"kafka": {"mode": "external"}}, "needs kafka.external.servers"),
     ({"kafka": EXTERNAL_KAFKA}, "SASL_SSL needs kafka.external.existingSecret"),
     ({"postgres": {"mode": "external"}}, "needs postgres.external.host"),
+    (
+        {"postgres": EXTERNAL_POSTGRES | {"external": {"api": {"user": "x"}}}},
+        "external.api needs both user and existing",
+    ),
     ({"kafka": {"mode": "bundled"}}, "set generator.autoscaling.mode=none"),
     ({"generator": {"autoscaling": {"min": 5, "max": 2}}}, "min is 5 and max is 2"),
     ({"generator": {"autoscaling": {"mode": "hpa", "min": 0}}}, "hpa cannot go to zero"),
@@ -44,6 +49,7 @@ REFUSED: Final[list[tuple[dict[str, Any], str]]] = [
     ({"autoscaler": {"settings": {"TBA_DRY_RUN": True}}} | KEDA, "autoscaler: the environment has TBA_DRY_RUN twice"),
     ({"scorers": [{"name": "code"}]}, "code runs programs that tasks bring"),
     ({"scorers": [{"name": "code.a", "settings": {"TBA_CODE_ENABLED": False}}]}, "code.a runs programs"),
+    ({"fullnameOverride": "x" * 40, "scorers": [{"name": "judge.strict"}]}, "-reward-judge-strict has 60 characters"),
     ({"monitoring": {"rules": {"runbooks": "wiki"}}}, "/monitoring/rules/runbooks"),
     ({"api": {"ingress": {"enabled": True}}}, "needs api.ingress.host"),
     ({"production": True}, "refuses kafka.mode=single"),
@@ -86,3 +92,23 @@ def test_notes_say_how_to_reach_the_api_with_its_key() -> None:
     said = notes({})
     assert "port-forward svc/tba-api" in said
     assert "get secret tba-api-key" in said
+
+
+def test_each_process_connects_to_an_external_database_as_the_user_it_was_given() -> None:
+    users = {}
+    for manifest in render(values_of("production")):
+        spec = manifest.get("spec", {}).get("template", {}).get("spec", {})
+        for container in (*spec.get("initContainers", []), *spec.get("containers", [])):
+            told = {variable["name"]: variable for variable in container.get("env", [])}
+            if "TBA_DATABASE_URL" in told:
+                user = told["TBA_DATABASE_URL"]["value"].partition("//")[2].partition("@")[0]
+                secret = told["PGPASSWORD"]["valueFrom"]["secretKeyRef"]["name"]
+                users[manifest["metadata"]["labels"]["app.kubernetes.io/component"], container["name"]] = (user, secret)
+    api, buffer = ("tba_api_login", "tba-postgres-api"), ("tba_buffer_login", "tba-postgres-buffer")
+    assert users == {
+        ("migrate", "migrate"): ("tba", "tba-postgres-app"),
+        ("api", "api"): api,
+        ("api", "wait-for-schema"): api,
+        ("buffer", "buffer"): buffer,
+        ("buffer", "wait-for-schema"): buffer,
+    }

@@ -100,6 +100,7 @@ class Reply:
     body: Any = None
     status: int = 200
     hang_up: bool = False
+    media_type: str = "application/json"
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _handler(api: FakeApi) -> type[BaseHTTPRequestHandler]:
                 return
             body = b"" if reply.body is None else json.dumps(reply.body).encode()
             self.send_response(reply.status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", reply.media_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tba_cli.client import PROMPTS_AT_ONCE, Client
-from tba_cli.errors import ApiError, Unavailable
+from tba_cli.errors import ApiError, BadInput, TbaError, Unavailable
 from tba_common.tasks import PromptSpec, ScorerTerm, Task
 from tests.cli.fake_api import STATUS, TASK, FakeApi, Reply, listing, problem, step
 
@@ -33,6 +35,18 @@ def test_the_key_travels_as_a_bearer_token(api: FakeApi) -> None:
     with Client(api.url, "secret") as client:
         client.status()
     assert api.asked[0].headers["Authorization"] == "Bearer secret"
+
+
+def test_another_server_at_the_address_is_told_as_such(api: FakeApi) -> None:
+    api.on("GET /v1/status", Reply("<html>", media_type="text/html; charset=utf-8"))
+    said = f"expected JSON, got text/html; charset=utf-8: is {api.url} the address of the API?"
+    with Client(api.url) as client, pytest.raises(TbaError, match=re.escape(said)):
+        client.status()
+
+
+def test_what_is_no_url_is_told_as_such() -> None:
+    with pytest.raises(BadInput, match=r"expected the URL of an API .*, got 'http://127\.0\.0\.1:port'"):
+        Client("http://127.0.0.1:port")
 
 
 def test_a_list_is_read_to_its_last_page(api: FakeApi) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,14 +35,25 @@ SETTINGS: Final[dict[str, type[ServiceSettings]]] = {
 FILE: Final = "small.gguf"
 
 
-@pytest.fixture(params=list(PRESETS.values()), ids=list(PRESETS))
-def preset(request: pytest.FixtureRequest) -> Preset:
-    found: Preset = request.param
-    return found
+def each(presets: Iterable[Preset]) -> pytest.MarkDecorator:
+    """Runs a test of the problems of each preset. Those of smollm2 are the data of reasoning-gym."""
+    marks = {smollm2.PRESET.name: [pytest.mark.integration]}
+    params = [pytest.param(preset, marks=marks.get(preset.name, []), id=preset.name) for preset in presets]
+    return pytest.mark.parametrize("preset", params)
 
 
 MATH: Final = [preset for preset in PRESETS.values() if preset.task.family == "math"]
-math_presets = pytest.mark.parametrize("preset", MATH, ids=[preset.name for preset in MATH])
+VARIED: Final = [preset for preset in PRESETS.values() if preset.name != "redteam"]
+
+
+@cache
+def drawn(source: Callable[[int], list[PromptSpec]], seed: int) -> tuple[PromptSpec, ...]:
+    return tuple(source(seed))
+
+
+def problems(preset: Preset, seed: int = 0) -> tuple[PromptSpec, ...]:
+    """The problems of a preset, made once: two of them have ten thousand."""
+    return drawn(preset.problems, seed)
 
 
 def numbers(prompt: PromptSpec) -> tuple[int, int]:
@@ -53,43 +65,45 @@ def test_the_command_line_offers_every_preset() -> None:
     assert set(PresetName) == set(PRESETS)
 
 
+@each(PRESETS.values())
 def test_every_problem_has_its_key_and_is_held_out_or_not(preset: Preset) -> None:
-    prompts = preset.problems(0)
+    prompts = problems(preset)
     assert len({p.key for p in prompts}) == len(prompts)
     assert {p.split for p in prompts} == {"train", "eval"}
 
 
-@pytest.mark.parametrize("preset", [p for p in PRESETS.values() if p.name != "redteam"], ids=lambda preset: preset.name)
+@each(VARIED)
 def test_no_problem_is_there_twice(preset: Preset) -> None:
-    prompts = preset.problems(0)
+    prompts = problems(preset)
     assert len({p.text for p in prompts}) == len(prompts)
 
 
-@pytest.mark.parametrize("preset", [p for p in PRESETS.values() if p.name != "redteam"], ids=lambda preset: preset.name)
+@each(VARIED)
 def test_a_seed_holds_out_the_same_problems_every_time_and_another_others(preset: Preset) -> None:
-    def held_out(seed: int) -> set[str]:
-        return {p.text for p in preset.problems(seed) if p.split == "eval"}
+    def held_out(prompts: Iterable[PromptSpec]) -> set[str]:
+        return {p.text for p in prompts if p.split == "eval"}
 
-    assert held_out(1) == held_out(1)
-    assert held_out(1) != held_out(2)
+    assert held_out(preset.problems(0)) == held_out(problems(preset))
+    assert held_out(problems(preset, 1)) != held_out(problems(preset))
 
 
-@math_presets
+@each(MATH)
 def test_a_problem_reads_as_its_format_says(preset: Preset) -> None:
-    for prompt in preset.problems(0)[:20]:
+    for prompt in problems(preset)[:20]:
         a, b = numbers(prompt)
         assert prompt.text == preset.problem_format.format(a=a, b=b)
 
 
-@math_presets
+@each(MATH)
 def test_the_verifier_takes_the_reference_for_right(preset: Preset) -> None:
     match = preset.task.reward[0].options["match"]
-    for prompt in preset.problems(0)[:20]:
+    for prompt in problems(preset)[:20]:
         assert prompt.reference is not None
         assert is_right(prompt.reference, match=match, reference=prompt.reference)
         assert not is_right("no idea", match=match, reference=prompt.reference)
 
 
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
 def test_the_services_accept_their_settings(preset: Preset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TBA_MODEL", "anything")
     for process, environment in preset.environment(preset.steps).items():
@@ -99,26 +113,29 @@ def test_the_services_accept_their_settings(preset: Preset, monkeypatch: pytest.
         SETTINGS[process].from_environment()
 
 
+@each(PRESETS.values())
 def test_a_batch_is_filled_by_the_training_problems(preset: Preset) -> None:
     groups = int(preset.environment(preset.steps)["tba-buffer"]["TBA_GROUPS_PER_BATCH"])
-    assert sum(p.split == "train" for p in preset.problems(0)) >= groups
+    assert sum(p.split == "train" for p in problems(preset)) >= groups
 
 
 def test_sums_are_right() -> None:
-    assert all(sum(numbers(prompt)) == int(prompt.reference or "") for prompt in addition.problems(0))
-    assert len(addition.problems(0)) == 10_000
+    assert all(sum(numbers(prompt)) == int(prompt.reference or "") for prompt in problems(addition.PRESET))
+    assert len(problems(addition.PRESET)) == 10_000
 
 
+@pytest.mark.integration
 def test_products_are_right_and_all_of_them_are_there() -> None:
-    prompts = smollm2.problems(0)
+    prompts = problems(smollm2.PRESET)
     assert {numbers(prompt) for prompt in prompts} == {(a, b) for a in range(10) for b in range(10)}
     assert all(a * b == int(p.reference or "") for p in prompts for a, b in [numbers(p)])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seed", range(5))
 def test_a_product_is_held_out_in_both_orders(seed: int) -> None:
     splits: dict[frozenset[int], set[str]] = {}
-    for prompt in smollm2.problems(seed):
+    for prompt in problems(smollm2.PRESET, seed):
         splits.setdefault(frozenset(numbers(prompt)), set()).add(prompt.split)
     assert all(len(found) == 1 for found in splits.values())
     assert sum(found == {"eval"} for found in splits.values()) == smollm2.HELD_OUT_PAIRS

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from services.learner.tiny import tiny_tokenizer
+from services.learner.tiny_tokens import UNKNOWN, tiny_tokens
 from tba_cli.demo import PRESETS
 from tba_cli.presets import attacks, posts, preference, redteam
 from tba_cli.presets.preset import Preset
@@ -62,8 +62,8 @@ def test_the_tokens_of_each_world_know_all_that_is_said_in_it() -> None:
     asked = [attacks.instruction(random_, weak=1.0) for _ in range(200)]
     answered = [attacks.FRAME.format(text=text) + attacks.answer(text, random_) for text in asked]
     for words, texts in ((posts.words(), told), (attacks.words(), [attacks.ATTACK_PROMPT, *answered])):
-        tokenizer = tiny_tokenizer(words)
-        assert not any(tokenizer.unk_token_id in tokenizer(text)["input_ids"] for text in texts)
+        tokenizer = tiny_tokens(words)
+        assert not any(UNKNOWN in tokenizer.encode(text).tokens for text in texts)
 
 
 def test_the_chatbot_swears_in_its_weak_spots_and_less_when_asked_politely() -> None:

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tba_cli.report import Curves, Report, write_report
 
 REPORT = Report(
@@ -49,9 +51,16 @@ CURVES = Curves(
 )
 
 
-def test_the_json_holds_every_figure(tmp_path: Path) -> None:
-    write_report(tmp_path, REPORT, CURVES)
-    figures = json.loads((tmp_path / "report.json").read_text())
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report whose prompt format is hostile."""
+    directory = tmp_path_factory.mktemp("report")
+    write_report(directory, replace(REPORT, prompt_format="<img onerror=x>"), CURVES)
+    return directory
+
+
+def test_the_json_holds_every_figure(written: Path) -> None:
+    figures = json.loads((written / "report.json").read_text())
     assert figures["accuracy_after"] == 0.95
     assert figures["interval_after"] == [0.93, 0.965]
     assert figures["curves"]["rewards"] == CURVES.rewards
@@ -60,9 +69,8 @@ def test_the_json_holds_every_figure(tmp_path: Path) -> None:
     assert figures["processes"] == [{"name": "tba-learner", "pid": 1}]
 
 
-def test_the_page_shows_five_pictures_and_needs_no_network(tmp_path: Path) -> None:
-    write_report(tmp_path, REPORT, CURVES)
-    page = (tmp_path / "report.html").read_text()
+def test_the_page_shows_five_pictures_and_needs_no_network(written: Path) -> None:
+    page = (written / "report.html").read_text()
     assert page.count("<svg") == 5
     assert "600 held-out problems, greedy: 60.0% before, 95.0% after 30 steps" in page
     assert "n = 600 problems, each answered once): 56.0% to 63.8% before, 93.0% to 96.5% after" in page
@@ -70,9 +78,8 @@ def test_the_page_shows_five_pictures_and_needs_no_network(tmp_path: Path) -> No
     assert "src=" not in page
 
 
-def test_text_on_the_page_is_escaped(tmp_path: Path) -> None:
-    write_report(tmp_path, replace(REPORT, prompt_format="<img onerror=x>"), CURVES)
-    page = (tmp_path / "report.html").read_text()
+def test_text_on_the_page_is_escaped(written: Path) -> None:
+    page = (written / "report.html").read_text()
     assert "<img" not in page
     assert "&lt;img onerror=x&gt;" in page
 

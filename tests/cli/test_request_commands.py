@@ -66,6 +66,31 @@ def test_those_that_fit_are_replayed_and_those_that_were_are_not(tba: Tba, api: 
     assert (code, "1 replayed" in out, "5: " in err) == (1, True, True)
 
 
+def test_all_that_fit_are_replayed_however_many_pages_they_fill(tba: Tba, api: FakeApi) -> None:
+    api.on(
+        "GET /v1/dead-letters",
+        listing(letter(9, replay="sent"), letter(8), next_after="8"),
+        listing(letter(7), letter(6, replay="refused")),
+    )
+    for number in (8, 7, 6):
+        api.on(f"POST /v1/dead-letters/{number}/replay", Reply(letter(number, replay="asked"), 202))
+    code, out, _ = tba("dlq", "replay", "--service", "tba-reward-verifier")
+    assert (code, out) == (0, "3 replayed\n")
+    assert [asked.query.get("after") for asked in api.asked[:2]] == [None, "8"]
+
+
+@pytest.mark.parametrize("command", [("grade", "x", "--prompt", "p", "--task", "addition"), ("dlq", "drop", "7")])
+def test_a_refusal_that_quotes_a_model_cannot_command_the_terminal(
+    tba: Tba, api: FakeApi, command: tuple[str, ...]
+) -> None:
+    refused = problem(424, ("", "a score", "raised ValueError: \x1b[2J\u202e\x9b31m"), code="grading-failed")
+    api.on("POST /v1/graders:run", refused)
+    api.on("DELETE /v1/dead-letters/7", refused)
+    _, _, err = tba(*command)
+    assert "\\x1b[2J\\u202e\\x9b31m" in err
+    assert not {"\x1b", "\u202e", "\x9b"} & set(err)
+
+
 def test_nothing_is_dropped_by_accident(tba: Tba, api: FakeApi) -> None:
     assert tba("dlq", "drop")[0] == 2
     assert api.asked == []
@@ -86,7 +111,10 @@ def test_a_grading_needs_one_reward(tba: Tba, api: FakeApi) -> None:
     assert api.asked == []
 
 
-def test_a_re_scoring_is_asked_for_with_a_reward_from_a_file(tba: Tba, api: FakeApi, tmp_path: Path) -> None:
+def test_a_re_scoring_is_asked_for_with_a_reward_from_a_file(
+    tba: Tba, api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tba_cli.grade_commands._PAUSE_SECONDS", 0.0)
     (tmp_path / "reward.json").write_text('[{"scorer": "verifier"}]')
     api.on("POST /v1/tasks/addition/rescore", Reply(RESCORE, 202))
     api.on("GET /v1/rescores/5", Reply({**RESCORE, "state": "done", "rescored": 2}))

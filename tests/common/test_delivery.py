@@ -54,9 +54,9 @@ def record_of(message: Message) -> Record:
     return Record("tba.prompts", 3, 42, None, body, {"schema": schema.encode(), "run": b"main"})
 
 
-def rejected(record: Record) -> DeadLetter:
+def rejected(record: Record, reason: str = "too long") -> DeadLetter:
     outbox = Outbox()
-    DeadLetters(outbox, "main", "tba-generator").reject(record, "too long")
+    DeadLetters(outbox, "main", "tba-generator").reject(record, reason)
     ((topic, letter),) = outbox.delivered
     assert topic == topics.DEAD_LETTERS.name
     assert isinstance(letter, DeadLetter)
@@ -105,6 +105,8 @@ def test_a_message_without_a_readable_issue_is_rejected_all_the_same(record: Rec
 
 def test_a_dead_letter_fits_a_record_whatever_it_carries() -> None:
     assert len(rejected(Record("tba.prompts", 0, 0, None, bytes(4 << 20), {})).body) == 1 << 20
+    odd = Record("tba.prompts", 0, 0, None, b"", {"schema": b"x" * (3 << 20)})
+    assert len(encode(rejected(odd, "y" * (3 << 20)))[1]) < 10_000
 
 
 def test_too_many_bad_messages_in_a_row_are_our_own_fault() -> None:

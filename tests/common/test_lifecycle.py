@@ -99,6 +99,17 @@ def test_a_text_log_line_holds_its_fields(capfd: pytest.CaptureFixture[str]) -> 
     assert "INFO tba: weights loaded policy_version=42" in capfd.readouterr().err
 
 
+def test_what_a_model_wrote_cannot_pass_for_a_log_line(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("text")
+    logging.getLogger("tba").warning(
+        "dead letter", extra={"reason": "got 'a\nINFO tba: all is well\x1b[2K'", "of": "né"}
+    )
+    line = capfd.readouterr().err
+    assert line.count("\n") == 1
+    assert "\x1b" not in line
+    assert line.endswith("of=né\n")
+
+
 def test_requests_of_an_http_client_are_no_events(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logging("text")
     logging.getLogger("httpx").info("HTTP Request: POST https://judge.example/v1/chat/completions")
@@ -138,6 +149,15 @@ def test_a_process_that_stopped_in_time_is_left_alone(monkeypatch: pytest.Monkey
         assert life.stop.wait(5)
         assert life.seconds_left <= 0.2
     assert not ended.wait(0.5)
+
+
+def test_signals_mean_again_what_they_meant_when_it_is_over() -> None:
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    with Lifecycle("tba-learner", ServiceSettings()):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert heard == [signal.SIGTERM]
 
 
 STUCK = """

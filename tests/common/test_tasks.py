@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tba_common.tasks import MAX_TEXT_CHARACTERS, Exploration, PromptSpec, Task, is_scorer_name
+from tba_common.tasks import MAX_TEXT_CHARACTERS, Exploration, PromptSpec, Task, is_scorer_name, stored_task
 
 VERIFIER = {"scorer": "verifier"}
 
@@ -117,3 +117,17 @@ def test_nothing_else_is_a_scorer(name: str) -> None:
 def test_what_cannot_go_together_in_a_task_is_refused(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         Task.model_validate({"name": "sums", "reward": [{"scorer": "verifier"}]} | changes)
+
+
+def test_a_stored_task_may_have_fields_of_a_newer_program_and_a_posted_one_may_not() -> None:
+    ours = task(target={"gamma": {"start": 0.5}})
+    spec = ours.model_dump(mode="json")
+    spec["target"]["gamma"]["added_tomorrow"] = spec["reward"][0]["added_tomorrow"] = spec["added_tomorrow"] = 1
+    assert stored_task(spec) == ours
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        Task.model_validate(spec)
+
+
+def test_a_stored_task_still_has_to_be_one() -> None:
+    with pytest.raises(ValidationError, match="reward"):
+        stored_task({"name": "addition"})

@@ -108,6 +108,15 @@ def test_a_manifest_that_names_files_outside_its_version_is_refused(place: Place
         place.store.find(7)
 
 
+def test_a_manifest_that_names_a_pickle_is_refused(place: Place) -> None:
+    publish(place.store, 7)
+    manifest = json.loads(place.read(f"v000007/{MANIFEST}"))
+    manifest["files"]["extra/pytorch_model.bin"] = {"bytes": 2, "sha256": "0"}
+    place.write(f"v000007/{MANIFEST}", json.dumps(manifest).encode())
+    with pytest.raises(WeightsError, match=r"only safetensors.*pytorch_model\.bin"):
+        place.store.find(7)
+
+
 def test_a_pickle_is_refused(store: WeightStore) -> None:
     def write(directory: Path) -> None:
         write_model(directory)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tba_common.weights import WeightStore
+import pytest
+
+from tba_common.weights import WeightsError, WeightStore
 from tests.common.stored_versions import publish
 
 
@@ -27,3 +29,14 @@ def test_collecting_clears_what_a_killed_publisher_left_half_written(tmp_path: P
     (tmp_path / "v000002.4242.tmp").mkdir()
     store.collect(keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["v000001"]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "deeper/model.safetensors"])
+def test_a_file_that_nobody_published_is_refused(tmp_path: Path, name: str) -> None:
+    store = WeightStore(tmp_path)
+    publish(store, 1)
+    added = tmp_path / "v000001" / name
+    added.parent.mkdir(exist_ok=True)
+    added.write_bytes(b"{}")
+    with pytest.raises(WeightsError, match=rf"expected no file but those of the manifest, got \['{name}'\]"):
+        store.find(1)

@@ -14,7 +14,9 @@ from tba_cli.local.stack import Stack, StackOptions
 from tba_cli.up import follow
 from tba_common.tasks import PromptSpec, Sampling, ScorerTerm, Target, Task
 
-SIZES: Final = (1, 3, 2, 1, 2) * 4  # twenty changes: the last of a round is not the first of the next
+SIZES: Final = (1, 2, 3, 2) * 5  # twenty changes
+MOST: Final = 3
+GENERATORS: Final = [f"tba-generator-{index}" for index in range(MOST)]
 PROMPTS: Final = [
     PromptSpec(text=f"{a}+{b}=", reference=str(a + b), key=f"{a}+{b}") for a in range(9) for b in range(9)
 ]
@@ -25,14 +27,24 @@ TASK: Final = Task(
     target=Target(beta=0.1),
 )
 ENVIRONMENT: Final = {
-    "tba-buffer": {"TBA_MIN_SIZE": "1000000"},  # the learner starves for ever
+    # The learner starves until a thousand completions are there; from then on it has more than it can train on.
+    "tba-buffer": {
+        "TBA_MIN_SIZE": "1000",
+        "TBA_GROUPS_PER_BATCH": "32",
+        "TBA_SAMPLES_PER_INSERT": "64",
+        "TBA_REISSUE_SECONDS": "3600",  # what is lost stays lost, for all to see
+    },
+    # Its steps are long, and nothing is between them.
+    "tba-learner": {"TBA_PUBLISH_EVERY": "1000", "TBA_CHECKPOINT_EVERY": "1000"},
     "tba-autoscaler": {
         "TBA_INTERVAL_SECONDS": "0.5",
         "TBA_SETTLE_SECONDS": "1",
+        "TBA_DOWN_AFTER_SECONDS": "2",
         "TBA_ZERO_AFTER_SECONDS": "1",
     },
 }
-MORE: Final = 40  # completions that must come back between two changes
+MORE: Final = 50  # completions that must come back between two changes
+PATIENCE_SECONDS: Final = 120.0
 
 pytestmark = pytest.mark.e2e
 
@@ -40,7 +52,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture
 def stack(tiny_model: Path, tmp_path: Path) -> Iterator[Stack]:
     options = StackOptions(
-        directory=tmp_path / "stack", model=str(tiny_model), run_id="autoscale", autoscale=(1, 3), env=ENVIRONMENT
+        directory=tmp_path / "stack", model=str(tiny_model), run_id="autoscale", autoscale=(1, MOST), env=ENVIRONMENT
     )
     with Stack(options) as stack:
         yield stack
@@ -52,44 +64,67 @@ def client(stack: Stack) -> Iterator[Client]:
         yield client
 
 
-def stored(client: Client) -> int:
+def test_generators_come_and_go_and_no_prompt_is_lost(stack: Stack, client: Client) -> None:
+    client.post_task(TASK, PROMPTS)
+    assert stack.generators.reading == 1
+    goes_up_when_the_learner_starves(stack, client)
+    changes = sum(changes_to(stack, client, size) for size in SIZES)
+    assert changes == len(SIZES)
+    goes_down_when_it_does_not(stack, client)
+
+    client.pause(TASK.name)
+    wait_for_size(stack, client, 0)
+    assert client.autoscaler().decisions[0].reason == "no_task"
+    ledger = client.status().ledger
+    assert (ledger.in_flight, ledger.expired, ledger.dead_lettered) == (0, 0, 0)
+    assert ledger.balances
+    assert ledger.issued == ledger.stored + ledger.duplicates > MORE * len(SIZES)
+    assert client.status().queues.dead_letters == 0
+    assert {stack.last_exits()[name] for name in GENERATORS} == {0}
+
+
+def goes_up_when_the_learner_starves(stack: Stack, client: Client) -> None:
+    def has_grown() -> bool:
+        follow(client, stack.generators)
+        return running(stack) == stack.generators.reading > 1
+
+    stack.wait_for(has_grown, seconds=PATIENCE_SECONDS, what="a second generator for a learner that waits")
+    assert {"starving", "demand"} & {decision.reason for decision in client.autoscaler().decisions}
+
+
+def goes_down_when_it_does_not(stack: Stack, client: Client) -> None:
+    assert changes_to(stack, client, MOST)
+    target = client.status().step + 2
+    stack.wait_for(lambda: client.status().step >= target, seconds=PATIENCE_SECONDS, what=f"step {target}")
+    client.clear_override()
+    wait_for_size(stack, client, MOST - 1)
+    assert "surplus" in {decision.reason for decision in client.autoscaler().decisions[:3]}
+
+
+def changes_to(stack: Stack, client: Client, size: int) -> bool:
+    """Ask for a number of generators; return whether processes came or went until there were as many, all at work."""
+    before = running(stack)
+    client.override_autoscaler(size, datetime.now(UTC) + timedelta(minutes=10))
+    wait_for_size(stack, client, size, more=MORE)
+    return before != size
+
+
+def wait_for_size(stack: Stack, client: Client, size: int, *, more: int = 0) -> None:
+    """Wait until so many processes run and share the prompts, and `more` completions have come back."""
+    target = returned(client) + more
+
+    def is_there() -> bool:
+        follow(client, stack.generators)
+        return running(stack) == stack.generators.reading == size and returned(client) >= target
+
+    what = f"{size} generators and {more} completions more"
+    stack.wait_for(is_there, seconds=PATIENCE_SECONDS, what=what)
+
+
+def returned(client: Client) -> int:
     ledger = client.status().ledger
     return ledger.stored + ledger.duplicates
 
 
-def test_generators_come_and_go_and_no_prompt_is_lost(stack: Stack, client: Client) -> None:
-    pool = stack.generators
-
-    def reaches(size: int) -> bool:
-        follow(client, pool)
-        return pool.reading == size
-
-    client.post_task(TASK, PROMPTS)
-    assert pool.reading == 1
-    stack.wait_for(
-        lambda: reaches(2) or pool.reading > 2, seconds=60, what="a second generator for a learner that waits"
-    )
-    assert {"starving", "demand"} & {decision.reason for decision in client.autoscaler().decisions}
-
-    events = 0
-    for size in SIZES:
-        client.override_autoscaler(size, datetime.now(UTC) + timedelta(minutes=10))
-        before, wanted = stored(client), pool.wanted
-        stack.wait_for(
-            lambda size=size, before=before: (  # type: ignore[misc]
-                (reaches(size) or pool.wanted == size) and stored(client) >= before + MORE
-            ),
-            seconds=60,
-            what=f"{MORE} completions with {size} generators wanted",
-        )
-        events += pool.wanted != wanted
-    assert events == len(SIZES)
-
-    client.clear_override()
-    client.pause(TASK.name)
-    stack.wait_for(lambda: reaches(0), seconds=60, what="no generator without a task")
-    ledger = client.status().ledger
-    assert (ledger.in_flight, ledger.expired, ledger.dead_lettered) == (0, 0, 0)
-    assert ledger.balances
-    assert ledger.issued == ledger.stored + ledger.duplicates
-    assert not [name for name in stack.pids() if name.startswith("tba-generator")]
+def running(stack: Stack) -> int:
+    return len(stack.pids().keys() & set(GENERATORS))

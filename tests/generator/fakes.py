@@ -1,4 +1,4 @@
-"""Stand-ins for the broker and for an engine that batches continuously."""
+"""Stand-ins for the broker, for an engine that batches continuously, and for the weights that it loads."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from services.generator.engine import Engine, Finished, LoadError, Request, UnusablePrompt
 from services.generator.weight_sync import WeightSync
 from tba_common.codec import BadMessage, encode
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Consumer, DeliveryError, Producer, Reader, Record
-from tba_common.messages import Completion, DeadLetter, Message, Rollout
-from tba_common.weights import Snapshot, WeightsError, WeightStore
+from tba_common.messages import Completion, DeadLetter, Message, Rollout, Weights
+from tba_common.weights import Canary, Snapshot, WeightsError, WeightStore
 
 T = TypeVar("T")
 
@@ -126,6 +130,20 @@ def weight_sync(engine: Engine, broker: FakeBroker, store: WeightStore, clock: C
     return WeightSync(
         engine, broker.reader(), store, tolerance=0.05, max_versions_behind=8, fetcher=Inline(), clock=clock
     )
+
+
+class BlankVersions:
+    """Publishes versions in a real store whose weights are no model: the engine below loads them all the same."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = WeightStore(root)
+
+    def publish(self, version: int) -> Weights:
+        def write(directory: Path) -> None:
+            save_file({"weight": np.full(4, version, dtype=np.float32)}, directory / "model.safetensors")
+
+        canary = Canary(token_ids=((2, 3, 4), (5, 6)), prompt_lengths=(1, 1), logprobs=(-1.0 - version, -2.0))
+        return self.store.publish("run", version, version, write, canary=canary, steps_per_version=1)
 
 
 class ContinuousEngine:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 
 import pytest
 
 from services.generator.autoscaler import Autoscaler, NotAllowed, Unreachable
-from services.generator.scaling import Decision, Fleet, Limits
 from services.generator.scaling_api import ScalingApi
+from services.generator.scaling_values import Decision, Fleet, Limits
 from tba_common.metrics import exposition
 from tests.cli.fake_api import FakeApi, Reply, serve
 from tests.generator.test_scaling import CALM
@@ -145,3 +147,20 @@ def test_the_number_is_exported_for_an_hpa_by_who_leads_and_sees(api: FakeApi, g
     generators.leads = False
     loop.step()
     assert desired() == {}
+
+
+def test_an_api_that_answers_something_else_than_http_changes_nothing(generators: Generators) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(2):
+                with server.accept()[0] as asked:
+                    asked.recv(4_096)
+                    asked.sendall(b"welcome\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        api = ScalingApi(f"http://127.0.0.1:{server.getsockname()[1]}", None, "one")
+        assert "welcome" in Autoscaler(api, generators, Limits(), dry_run=False).step()
+        answering.join(5)
+    assert generators.replicas == 2

@@ -12,7 +12,7 @@ import pytest
 
 from services.generator.autoscaler import NotAllowed, Unreachable
 from services.generator.kubernetes_actuator import DELETION_COST, REQUIRED_RULES, KubernetesActuator, connect
-from services.generator.scaling import Decision, Fleet
+from services.generator.scaling_values import Decision, Fleet
 from tests.generator.kubernetes_api import HPAS, LEASES, NAMESPACE, PODS, SCALED, Cluster, cluster
 
 NAME: Final = "tba-generator"

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.generator.scaling import Decision, Fleet, Limits, Memory, Raised, Signals, Starved, decide, needed
+from services.generator.scaling import Memory, Raised, Starved, decide, needed
+from services.generator.scaling_values import Decision, Fleet, Limits, Signals
 from tests.bench._line_simulation import HOUR, Line, World
 from tests.bench.scaling import law
 
@@ -236,3 +237,13 @@ def test_a_steady_demand_gets_a_steady_size() -> None:
     day = Line(world, law(world), replicas=5, seed=7).run()
     assert [change for change in day.changes if change[0] > HOUR] == []
     assert day.idle_share < 0.02
+
+
+def test_how_long_a_start_takes_is_learned_from_starts_and_not_from_a_moment_of_not_being_ready() -> None:
+    fleet, memory = settled(2)
+    looks = [(Fleet(replicas=2, ready=1), 0), (fleet, 10), (Fleet(replicas=3, ready=2), 20), (settled(3)[0], 110)]
+    known = []
+    for seen, seconds in looks:
+        _, memory = decide(CALM, seen, memory, LIMITS, now=NOW + seconds)
+        known.append(memory.start_seconds)
+    assert known == [300.0, 300.0, 300.0, 90.0]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 
-from services.generator.hf_engine import HfEngine
 from services.generator.weight_sync import RETRY_SECONDS, WeightsRefused
 from services.generator.worker import Worker
 from tba_common.delivery import TooManyBad
 from tba_common.kafka import DeliveryError
-from tba_common.messages import Prompt, Resumed
+from tba_common.messages import Prompt, Resumed, Weights
 from tba_common.tasks import Exploration, Sampling, ScorerTerm
-from tests.generator.fakes import ContinuousEngine, FakeBroker, weight_sync
-from tests.generator.tiny_policy import Policy, Publisher
+from tba_common.weights import WeightStore
+from tests.generator.fakes import BlankVersions, ContinuousEngine, FakeBroker, weight_sync
 
 
 def prompt(issue_id: int = 1, *, completions: int = 2, version: int | None = None, **changes: Any) -> Prompt:
@@ -35,14 +35,22 @@ def prompt(issue_id: int = 1, *, completions: int = 2, version: int | None = Non
     return Prompt(**(fields | changes))
 
 
+class Versions(Protocol):
+    """Where versions come from."""
+
+    store: WeightStore
+
+    def publish(self, version: int) -> Weights: ...
+
+
 class Line:
     """A worker between fake ends, with a real store in which versions appear."""
 
-    def __init__(self, publisher: Publisher, engine: Any, *, max_completions: int = 8) -> None:
+    def __init__(self, versions: Versions, engine: Any, *, max_completions: int = 8) -> None:
         self.now = 0.0
         self.broker = FakeBroker()
-        self.publisher = publisher
-        self.weights = weight_sync(engine, self.broker, publisher.store, lambda: self.now)
+        self.versions = versions
+        self.weights = weight_sync(engine, self.broker, versions.store, lambda: self.now)
         self.worker = Worker(
             engine=engine,
             weights=self.weights,
@@ -56,7 +64,7 @@ class Line:
         )
 
     def announce(self, version: int) -> None:
-        self.broker.announce(self.publisher.publish(version, Policy(seed=version)))
+        self.broker.announce(self.versions.publish(version))
 
     def answered(self) -> list[int]:
         return [rollout.prompt.issue_id for rollout in self.broker.rollouts]
@@ -68,9 +76,9 @@ def engine() -> ContinuousEngine:
 
 
 @pytest.fixture
-def line(publisher: Publisher, engine: ContinuousEngine) -> Line:
+def line(tmp_path: Path, engine: ContinuousEngine) -> Line:
     """A line that serves version 1."""
-    line = Line(publisher, engine)
+    line = Line(BlankVersions(tmp_path), engine)
     line.announce(1)
     line.worker.step()
     return line
@@ -83,8 +91,8 @@ def finish(line: Line, engine: ContinuousEngine) -> None:
     line.worker.step()
 
 
-def test_no_prompt_is_taken_before_there_are_weights(publisher: Publisher, engine: ContinuousEngine) -> None:
-    line = Line(publisher, engine)
+def test_no_prompt_is_taken_before_there_are_weights(tmp_path: Path, engine: ContinuousEngine) -> None:
+    line = Line(BlankVersions(tmp_path), engine)
     line.broker.post(prompt())
     line.worker.step()
     assert len(line.broker.prompts) == 1
@@ -119,30 +127,6 @@ def test_given_answers_are_sent_on_without_being_sampled(line: Line, engine: Con
     assert len(rollout.completions) == 2
     assert rollout.remaining == ("verifier",)
     assert line.broker.done == [0]
-
-
-def test_a_given_answer_is_tokenized_up_to_one_eos_and_has_log_probabilities_of_zero(publisher: Publisher) -> None:
-    line = Line(publisher, HfEngine(device="cpu", seed=0))
-    line.announce(1)
-    line.broker.post(prompt(given=("3", "12+4")))
-    line.worker.step()
-    line.worker.step()
-    (rollout,) = line.broker.rollouts
-    assert [completion.text for completion in rollout.completions] == ["3", "12+4"]
-    for completion in rollout.completions:
-        assert completion.token_ids.tolist().count(completion.token_ids[-1]) == 1
-        assert len(completion.token_ids) > 1
-        assert not completion.logprobs.any()
-        assert (completion.finish_reason, completion.policy_version) == ("eos", 1)
-
-
-def test_given_answers_that_do_not_fit_the_model_go_to_the_dead_letters(publisher: Publisher) -> None:
-    line = Line(publisher, HfEngine(device="cpu", seed=0))
-    line.announce(1)
-    line.broker.post(prompt(given=("1" * 10_000,)))
-    line.worker.step()
-    line.worker.step()
-    assert "the model's context" in line.broker.dead[0].reason
 
 
 def test_a_prompt_is_done_only_after_its_rollout_is_delivered(line: Line, engine: ContinuousEngine) -> None:
@@ -343,23 +327,6 @@ def test_draining_finishes_what_is_in_flight_and_leaves_the_rest_uncommitted(
     assert line.answered() == [0, 1]
     assert line.broker.done == [0, 1]
     assert not line.broker.taking
-
-
-def test_the_transformers_engine_answers_a_mixed_batch_end_to_end(publisher: Publisher) -> None:
-    line = Line(publisher, HfEngine(device="cpu", seed=0), max_completions=64)
-    line.announce(3)
-    line.worker.step()
-    for issue_id in range(5):
-        line.broker.post(prompt(issue_id, completions=4))
-        line.broker.post(prompt(issue_id + 10, completions=1, version=3))
-    line.broker.post(prompt(99, text="1" * 100))
-    line.worker.step()
-    assert sorted(line.answered()) == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
-    assert {c.policy_version for r in line.broker.rollouts for c in r.completions} == {3}
-    evaluated = [r for r in line.broker.rollouts if r.prompt.purpose == "eval"]
-    assert len({tuple(r.completions[0].token_ids) for r in evaluated}) == 1
-    assert [letter.issue_id for letter in line.broker.dead] == [99]
-    assert sorted(line.broker.done) == list(range(11))
 
 
 def test_what_is_not_finished_when_time_runs_out_is_left_to_another(line: Line, engine: ContinuousEngine) -> None:

@@ -28,6 +28,7 @@ from services.buffer.tables import (
 )
 from tba_cli.local.postgres import create_database
 from tba_common.messages import Step
+from tests.logins import as_role
 
 TASK: dict[str, Any] = {
     "name": "addition",
@@ -46,8 +47,8 @@ def migrated_database(server_url: str) -> str:
 
 @contextmanager
 def serving(database_url: str, run_id: str, **settings: Any) -> Iterator[TestClient]:
-    """A client of an application on this database."""
-    app = create_app(ApiSettings(database_url=database_url, run_id=run_id, **settings))
+    """A client of an application on this database, where it may do what an API needs."""
+    app = create_app(ApiSettings(database_url=as_role(database_url, "tba_api"), run_id=run_id, **settings))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 

@@ -89,6 +89,8 @@ def test_nobody_without_it_adds_to_it_or_grades_with_it(client: TestClient, traj
 def test_its_gradings_are_for_the_second_key_only(client: TestClient, trajectory_id: int) -> None:
     grading = {"task": "attacks", "prompt": {"text": "a", "reference": "b"}, "completions": ["x"], "wait_seconds": 0}
     location = client.post("/v1/graders:run", json=grading, headers=RED).headers["location"]
+    assert client.get("/v1/gradings").json()["data"] == []
+    assert len(client.get("/v1/gradings", headers=RED).json()["data"]) == 1
     assert refusal(client.get(location)) == FORBIDDEN
     assert client.get(location, headers=RED).status_code == 200
 

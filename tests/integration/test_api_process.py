@@ -15,6 +15,7 @@ import pytest
 from tba_cli.local import postgres
 from tba_cli.local.ports import free_ports
 from tests.integration.api_client import TASK, migrated_database, serving
+from tests.logins import as_role, make_logins
 
 pytestmark = pytest.mark.integration
 COMMAND = [sys.executable, "-m", "services.buffer", "api"]
@@ -55,7 +56,8 @@ def test_it_refuses_to_be_reached_from_elsewhere_without_a_key() -> None:
 def test_it_serves_and_ends_in_order_on_sigterm(url: str, run_id: str) -> None:
     port = free_ports(1)[0]
     base = f"http://127.0.0.1:{port}"
-    settings = {"TBA_DATABASE_URL": url, "TBA_RUN_ID": run_id, "TBA_API_ADDRESS": f"127.0.0.1:{port}"}
+    database = as_role(url, "tba_api")
+    settings = {"TBA_DATABASE_URL": database, "TBA_RUN_ID": run_id, "TBA_API_ADDRESS": f"127.0.0.1:{port}"}
     with process(**settings) as running:
         wait_until_it_answers(base)
         assert httpx.post(f"{base}/v1/tasks", json=TASK).status_code == 201
@@ -67,7 +69,8 @@ def test_it_serves_and_ends_in_order_on_sigterm(url: str, run_id: str) -> None:
 
 def test_a_client_that_sends_without_end_is_cut_off(url: str, run_id: str) -> None:
     port = free_ports(1)[0]
-    settings = {"TBA_DATABASE_URL": url, "TBA_API_ADDRESS": f"127.0.0.1:{port}", "TBA_MAX_BODY_BYTES": "4096"}
+    database = as_role(url, "tba_api")
+    settings = {"TBA_DATABASE_URL": database, "TBA_API_ADDRESS": f"127.0.0.1:{port}", "TBA_MAX_BODY_BYTES": "4096"}
     with process(**settings):
         wait_until_it_answers(f"http://127.0.0.1:{port}")
         with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as connection:
@@ -84,6 +87,7 @@ def test_a_client_that_sends_without_end_is_cut_off(url: str, run_id: str) -> No
 
 def test_it_lives_through_an_outage_of_the_database(tmp_path: Path, run_id: str) -> None:
     server = postgres.start(tmp_path / "postgres")
+    make_logins(server.url)
     port = int(server.url.rpartition(":")[2].partition("/")[0])
     with serving(migrated_database(server.url), run_id) as client:
         assert client.post("/v1/tasks", json=TASK).status_code == 201

@@ -123,6 +123,22 @@ def test_a_grading_that_takes_too_long_says_where_to_ask_and_a_retry_waits_for_t
     assert connection.scalar(select(func.count()).where(gradings.c.run_id == run_id)) == 1
 
 
+def test_gradings_are_listed_newest_first_with_their_rewards(
+    client: TestClient, connection: Connection, run_id: str, task_id: int
+) -> None:
+    client.post("/v1/graders:run", json=GRADING)
+    settle(connection, run_id, result=RESULT)
+    hostile = {"task": "addition", "prompt": {"text": "<script>", "reference": "2"}, "completions": ["2"]}
+    client.post("/v1/graders:run", json=hostile | {"wait_seconds": 0})
+    newest = client.get("/v1/gradings?limit=1").json()
+    (pending,) = newest["data"]
+    assert (pending["task"], pending["prompt"], pending["state"]) == ("addition", "<script>", "pending")
+    assert newest["has_more"]
+    (done,) = client.get("/v1/gradings", params={"after": newest["next_after"]}).json()["data"]
+    assert (done["task"], done["rewards"], done["state"]) == (None, [1.0, 0.0], "done")
+    assert set(done) == {"grading_id", "state", "task", "prompt", "rewards", "fault", "created_at", "settled_at"}
+
+
 def test_a_grading_that_failed_says_why(client: TestClient, connection: Connection, run_id: str) -> None:
     headers = {"Idempotency-Key": "grade-2"}
     client.post("/v1/graders:run", json=GRADING, headers=headers)

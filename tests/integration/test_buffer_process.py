@@ -20,6 +20,7 @@ from services.buffer.state_tables import leases
 from services.buffer.tables import runs, trajectories
 from tests.buffer.others import Others, until
 from tests.buffer.world import add_task
+from tests.logins import as_role
 
 pytestmark = pytest.mark.integration
 
@@ -44,7 +45,7 @@ def engine(migrated: str, run_id: str, stack: ExitStack) -> Engine:
 def serve(migrated: str, broker: str, run_id: str, stack: ExitStack) -> Callable[[], subprocess.Popen[bytes]]:
     """Start a buffer; whatever still runs at the end is killed."""
     environment = {
-        "TBA_DATABASE_URL": migrated,
+        "TBA_DATABASE_URL": as_role(migrated, "tba_buffer"),
         "TBA_KAFKA_SERVERS": broker,
         "TBA_RUN_ID": run_id,
         "TBA_GROUPS_PER_BATCH": "2",

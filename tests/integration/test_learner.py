@@ -60,10 +60,14 @@ def learner(broker: str, run_id: str, root: Path, *, ranks: int = 1) -> Iterator
 def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a process and to what torchrun started, each rank in a session of its own."""
     with contextlib.suppress(FileNotFoundError):
-        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in [process.pid, *map(int, ranks)]:
+        for pid in [process.pid, *ranks_of(process)]:
             os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def ranks_of(torchrun: subprocess.Popen[bytes]) -> list[int]:
+    """The processes that torchrun has started, the leader first."""
+    return [int(pid) for pid in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()]
 
 
 class Ear:
@@ -171,3 +175,16 @@ def test_two_ranks_killed_after_a_checkpoint_end_with_the_weights_of_one(
     weights, expected = load_file(newest.directory / "model.safetensors"), trained_without_a_break(tmp_path / "model")
     for name, weight in weights.items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-3)
+
+
+def test_the_whole_learner_fails_when_a_follower_dies_while_the_leader_waits_for_work(
+    broker: str, run_id: str, tmp_path: Path
+) -> None:
+    write_small(tmp_path / "model")
+    send(broker, run_id, batches(1))
+    with ear(broker, run_id) as said, learner(broker, run_id, tmp_path, ranks=2) as running:
+        said.listen_until_step(1)
+        ranks = ranks_of(running)
+        os.kill(ranks[1], signal.SIGKILL)
+        assert running.wait(timeout=60) != 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from kafka import KafkaProducer
@@ -30,6 +31,7 @@ class Line:
 
     broker: str
     run_id: str
+    directory: Path  # of the journal
     producer: Producer
     reader: Reader
     process: subprocess.Popen[bytes] | None = None
@@ -70,6 +72,7 @@ class Line:
         env = os.environ | {
             "TBA_KAFKA_SERVERS": self.broker,
             "TBA_RUN_ID": self.run_id,
+            "TMPDIR": str(self.directory),
             "TBA_SHARING": "static",
             "TBA_VISIT_LIMIT_SECONDS": "2",
             "TBA_RETRY_ROUNDS": "1",
@@ -80,10 +83,10 @@ class Line:
 
 
 @pytest.fixture
-def line(broker: str, run_id: str) -> Iterator[Line]:
+def line(broker: str, run_id: str, tmp_path: Path) -> Iterator[Line]:
     producer = Producer(broker, run_id)
     reader = Reader(broker, run_id, [TRAJECTORIES.name, DEAD_LETTERS.name], {})
-    line = Line(broker, run_id, producer, reader)
+    line = Line(broker, run_id, tmp_path, producer, reader)
     try:
         yield line
     finally:
@@ -131,6 +134,18 @@ def test_a_rollout_that_crashes_its_scorer_ends_as_a_dead_letter_and_the_others_
     line.wait_for(line.post("good"))
     assert line.dead == {crash: "judge crashed: ZeroDivisionError('by 0') (2 attempts)"}
     assert line.starts == 3  # once at first, and once after each crash
+    assert {reward for scored in line.scored.values() for reward in scored.rewards.tolist()} == {1.0}
+
+
+def test_a_rollout_that_kills_its_scorer_is_found_out_and_the_others_are_scored(line: Line) -> None:
+    """Wherever it lies among the others, and though two of them lie side by side."""
+    good = line.post(*["good"] * 10)
+    deadly = line.post("die", "die")
+    good += line.post(*["good"] * 10)
+    line.wait_for([*good, *deadly], 120)
+    line.wait_for(line.post("good"))
+    assert line.dead == dict.fromkeys(deadly, "judge died 3 times over this rollout, 2 with no other in it")
+    assert line.starts <= 1 + 2 * 3
     assert {reward for scored in line.scored.values() for reward in scored.rewards.tolist()} == {1.0}
 
 

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from tba_common.messages import Draw, Group
 from tba_common.tasks import Target
-from tests.learner.small_policy import EOS
 
 RUN: Final = "run"
+PAD: Final = 0  # token ids of the small policy
+EOS: Final = 1
 PROMPT: Final = (19, 14, 20, 32)  # 0+6?
 
 

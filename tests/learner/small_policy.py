@@ -6,16 +6,14 @@ import copy
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.learner.policy import Policy, save_model
 from services.learner.tiny import tiny_tokenizer
-
-PAD: Final = 0
-EOS: Final = 1
+from tests.learner.groups import EOS, PAD
 
 
 def write_small(directory: Path, *, seed: int = 0, tied: bool = False) -> Path:

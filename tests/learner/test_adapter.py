@@ -20,8 +20,8 @@ from services.learner.schedule import LearningRateSchedule
 from services.learner.update import Updater
 from tba_common.base_model import BaseModel, weights_digest
 from tba_common.weights import WeightStore
-from tests.learner.groups import batch
-from tests.learner.small_policy import EOS, PAD, write_small
+from tests.learner.groups import EOS, PAD, batch
+from tests.learner.small_policy import write_small
 
 pytestmark = pytest.mark.integration
 

@@ -15,8 +15,7 @@ from services.learner.collate import MicroBatch, Rows, pad_rows, split_batch
 from services.learner.objective import estimate_log_z, trajectory_balance
 from tba_common.messages import Group
 from tba_common.tasks import Target
-from tests.learner.groups import PROMPT, batch, draw, group
-from tests.learner.small_policy import EOS, PAD
+from tests.learner.groups import EOS, PAD, PROMPT, batch, draw, group
 
 LARGE: Final = 1 << 20
 

@@ -71,6 +71,14 @@ def test_the_gradient_is_the_advantage_of_the_paper() -> None:
     torch.testing.assert_close(gradient(), -2 / (BETA * len(GROUP)) * advantage)
 
 
+@pytest.mark.parametrize("log_ratio", [0.0, 0.1, -1.7, 37.3])
+def test_a_group_whose_trajectories_are_all_alike_has_a_gradient_of_exactly_zero(log_ratio: float) -> None:
+    alike = {"reward": torch.full((4,), 0.7), "beta": torch.full((4,), 0.014), "group": torch.zeros(4).long()}
+    assert (
+        gradient(torch.full((4,), log_ratio - 9.3), ref_logprob=torch.full((4,), -9.3), **alike).tolist() == [0.0] * 4
+    )
+
+
 def test_loss_and_gradient_are_zero_at_the_optimum_and_log_z_is_the_true_one() -> None:
     # Every response there is: pi_ref over three of them, and pi proportional to pi_ref exp(r / beta).
     ref_logprob = torch.tensor([0.5, 0.3, 0.2]).log()

@@ -13,7 +13,8 @@ from torch import Tensor
 from services.learner.collate import Rows, pad_rows
 from services.learner.policy import CANARY_TEXTS, Policy, sequence_logprob
 from tba_common.weights import WeightStore
-from tests.learner.small_policy import EOS, PAD, write_small
+from tests.learner.groups import EOS, PAD
+from tests.learner.small_policy import write_small
 
 pytestmark = pytest.mark.integration
 

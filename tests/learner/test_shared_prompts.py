@@ -12,7 +12,7 @@ from transformers import LlamaConfig, MistralConfig
 from services.learner.collate import Rows, pad_rows
 from services.learner.policy import Policy, sequence_logprob
 from services.learner.shared_prompts import shared_prompt_logprob, shares_prompts
-from tests.learner.small_policy import EOS, PAD
+from tests.learner.groups import EOS, PAD
 
 pytestmark = pytest.mark.integration
 

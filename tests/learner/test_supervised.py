@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn.functional import one_hot
 
 from services.learner.collate import pad_rows
 from services.learner.supervised import HELD_OUT, Outcome, greedy_accuracy, train
-from tests.learner.small_policy import EOS, PAD
+from tests.learner.groups import EOS, PAD
 
 pytestmark = pytest.mark.integration
 
@@ -119,3 +120,13 @@ def test_accuracy_is_the_share_of_answers_right_to_the_end() -> None:
     parrot.logits[1, 0] = 0  # a token of a prompt: nobody wrote it
     parrot.logits[0, 2] = 0  # padding
     assert greedy_accuracy(parrot, rows) == pytest.approx(2 / 3)
+
+
+def test_a_tokenizer_without_a_pad_token_will_do(model: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(model, tmp_path / "bare")
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": None}))
+    data = write(tmp_path / "data.jsonl", lines(HELD_OUT + 20))
+    run(model, data, tmp_path / "out")
+    run(bare, data, tmp_path / "out of bare")
+    assert equal(tmp_path / "out", tmp_path / "out of bare")

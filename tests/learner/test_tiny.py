@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.learner.tiny import CHARACTERS, tiny_model, tiny_tokenizer, write_tiny
+from services.learner.tiny import tiny_model, tiny_tokenizer, write_tiny
+from services.learner.tiny_tokens import CHARACTERS
 
 pytestmark = pytest.mark.integration
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from services.learner.collate import pad_rows
+from services.learner.ranks import ALONE, Ranks
 from services.learner.schedule import LearningRateSchedule
 from services.learner.update import MAX_GRAD_NORM, Updater
 from tba_common.messages import Draw, Group
 from tba_common.tasks import Target
-from tests.learner.groups import PROMPT, batch, draw, group
-from tests.learner.small_policy import EOS
+from tests.learner.groups import EOS, PROMPT, batch, draw, group
 
 pytestmark = pytest.mark.integration
 
 MakeUpdater = Callable[..., Updater]
+T = TypeVar("T")
 #: A batch of 2 groups of 4 rows of up to 9 tokens: each group alone, in several parts, each row alone.
 BUDGETS: Final = [40, 20, 1]
 
@@ -117,11 +118,14 @@ def test_without_a_gradient_no_weight_decays(make_updater: MakeUpdater) -> None:
     assert {settings["weight_decay"] for settings in updater.optimizer.param_groups} == {0.0}
 
 
-def test_every_micro_batch_is_a_sign_of_life(make_updater: MakeUpdater) -> None:
+@pytest.mark.parametrize(("token_budget", "passes"), [(4096, 2), (1, 8 * 3)])
+def test_every_pass_over_a_micro_batch_is_a_sign_of_life_and_the_reference_takes_one(
+    make_updater: MakeUpdater, token_budget: int, passes: int
+) -> None:
     beats: list[None] = []
-    updater = make_updater(token_budget=1, progress=lambda: beats.append(None))
+    updater = make_updater(token_budget=token_budget, progress=lambda: beats.append(None))
     updater.update(batch(1, size=2, draws=4), 1)
-    assert len(beats) == 8
+    assert len(beats) == passes  # reference and policy; for a group that is cut, its log Z before
 
 
 def shares_log_z(*rewards: Sequence[float]) -> list[Group]:
@@ -183,6 +187,30 @@ def test_what_no_reference_scorer_saw_is_not_trained_and_the_rest_is(make_update
     scored = group(draw(3, [40, EOS], reward=1.0, ref_logprob=-2.0), draw(4, [41, EOS], ref_logprob=-2.0), index=1)
     assert updater.update([group(draw(1, [40, EOS])), scored], 2).trajectories == 2
     assert not same(weights(updater), before)
+
+
+class AllOfTwo(Ranks):
+    """A rank of two that has all the work, and nobody to talk to."""
+
+    def send(self, step: int, groups: Sequence[Group]) -> None:
+        return
+
+    def share(self, work: Sequence[T]) -> Sequence[T]:
+        return work
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        list(tensors)
+
+
+@pytest.mark.parametrize("ranks", [ALONE, AllOfTwo(count=2)], ids=["alone", "of two"])
+def test_a_batch_of_which_nothing_is_trained_moves_nothing_though_there_is_momentum(
+    make_updater: MakeUpdater, ranks: Ranks
+) -> None:
+    updater = without_reference(make_updater(ranks=ranks))
+    updater.update([group(*(draw(i, [40 + i, EOS], reward=i, ref_logprob=-2.0) for i in range(2)))], 1)
+    before = weights(updater)
+    updater.update([group(draw(1, [40, EOS], reward=1.0), draw(2, [41, EOS]))], 2)
+    assert same(weights(updater), before)
 
 
 def test_every_rho_steps_the_policy_becomes_its_own_reference(make_updater: MakeUpdater) -> None:

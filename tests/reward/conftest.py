@@ -7,10 +7,13 @@ from multiprocessing import forkserver
 
 import pytest
 
-from services.reward.verifier import PRELOAD
-
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_fork_server() -> None:
+def warm_fork_server(request: pytest.FixtureRequest) -> None:
+    """Only tests marked as integration start processes."""
+    if not any(item.get_closest_marker("integration") for item in request.session.items):
+        return
+    from services.reward.verifier import PRELOAD
+
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOAD))
     forkserver.ensure_running()

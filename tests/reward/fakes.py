@@ -6,10 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from services.reward.journal import Journal
 from services.reward.scorer import Judgement
 from tba_common.codec import encode
 from tba_common.delivery import DeadLetters
@@ -42,6 +44,7 @@ class FakeScorer:
 class FakeBroker:
     """One partition of rollouts and one of retries, and whatever was sent; delivered with `deliver` or a flush."""
 
+    directory: Path  # of the worker's journal
     records: deque[Record] = field(default_factory=deque)
     late: deque[Record] = field(default_factory=deque)
     sent: list[tuple[str, Message, str | None]] = field(default_factory=list)
@@ -85,6 +88,9 @@ class FakeBroker:
 
     def producer(self) -> Producer:
         return cast(Producer, _Producer(self))
+
+    def journal(self) -> Journal:
+        return Journal(self.directory, "verifier")
 
     def dead_letters(self) -> DeadLetters:
         return DeadLetters(self.producer(), "run", "tba-reward-verifier")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ SECONDS: Final = 0.02  # of a visit that goes well
 
 
 class FaultyScorer:
-    """Gives every completion 1. `hang`, `crash`, `nan`, `flaky` and `down` fare otherwise."""
+    """Gives every completion 1. `hang`, `crash`, `die`, `nan`, `flaky` and `down` fare otherwise."""
 
     name: Final = "judge"
     version: Final = "1"
@@ -36,6 +37,8 @@ class FaultyScorer:
                 threading.Event().wait()
             case "crash":
                 raise ZeroDivisionError("by 0")
+            case "die":
+                os._exit(137)  # as after a SIGKILL, nothing runs
             case "nan":
                 values[-1] = np.nan
             case "down":

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from services.reward.scorer import PassingFault, ScoringFailed
 from tba_common import metrics
 from tba_common.codec import BadMessage
 from tba_common.settings import WRONG_SETTINGS
+from tests.cli.local.processes import wait_until
 from tests.reward.judge_server import Answer, Endpoint, answer_in, completion, gullible, serving, verdict
 from tests.reward.rollouts import prompt, rollout
 
@@ -194,6 +199,29 @@ def test_a_judge_that_turns_gullible_scores_nothing_more(endpoint: Endpoint) -> 
         endpoint.model = gullible
         with pytest.raises(CanaryFailed, match="a wrong answer that asks for a score 1, expected at most"):
             judge.score(rollout("19"), OPTIONS)
+
+
+def test_visits_that_wait_for_a_check_share_its_fault(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_wait = threading.Event()
+    looks: list[float] = []  # at the clock: one by each visit, and one more by the visit that checks
+
+    def away(request: dict[str, Any]) -> Answer:
+        assert all_wait.wait(10)
+        return Answer(503)
+
+    def clock() -> float:
+        looks.append(time.monotonic())
+        return looks[-1]
+
+    with open_judge("judge", endpoint.settings(judge_canary_seconds=1e-9)) as judge, ThreadPoolExecutor(4) as visits:
+        endpoint.requests.clear()
+        endpoint.model = away
+        monkeypatch.setattr("services.reward.judge.time", SimpleNamespace(monotonic=clock))
+        asked = [visits.submit(judge.prove) for _ in range(4)]
+        wait_until(lambda: len(looks) == 5)
+        all_wait.set()
+        assert [str(one.exception()) for one in asked] == ["judge answered 503"] * 4
+        assert len(endpoint.requests) == 1
 
 
 def test_a_proven_judge_is_not_asked_again_before_its_time(endpoint: Endpoint, judge: Judge) -> None:

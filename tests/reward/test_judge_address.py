@@ -49,7 +49,10 @@ def test_a_public_address_may_be_asked(address: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["10.0.0.1", "127.0.0.1", "192.168.1.1", "100.64.0.1", "::1", "fd00::1", "::ffff:10.0.0.1", "0.0.0.0", "224.0.0.1"],
+    [
+        *("10.0.0.1", "127.0.0.1", "192.168.1.1", "100.64.0.1", "0.0.0.0", "224.0.0.1"),
+        *("::1", "fd00::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::"),
+    ],
 )
 def test_a_public_name_that_leads_inside_is_refused(address: str) -> None:
     with pytest.raises(AddressRefused, match=f"host api.example.com: expected public addresses, got {address}"):

@@ -19,10 +19,12 @@ class Doubling:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.busy = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
 
     def __call__(self, items: Sequence[int]) -> list[int]:
+        self.busy.set()
         assert self.gate.wait(10)
         self.batches.append(list(items))
         if 13 in items:
@@ -45,10 +47,11 @@ def test_results_come_back_in_the_order_of_the_items() -> None:
 def test_what_is_asked_while_the_model_is_busy_shares_the_next_batch() -> None:
     run = Doubling()
     run.gate.clear()
-    with batches(run, seconds=1, tokens=20) as ask, ThreadPoolExecutor(3) as threads:
+    with batches(run, seconds=0.1, tokens=20) as ask, ThreadPoolExecutor(3) as threads:
         first = threads.submit(ask, [20])  # fills a batch by itself
+        assert run.busy.wait(10)
         others = [threads.submit(ask, [4]), threads.submit(ask, [5])]
-        while ask._asked.qsize() < 2 and not run.batches:
+        while ask._asked.qsize() < 2:
             threading.Event().wait(0.001)
         run.gate.set()
         assert [first.result(10), *(other.result(10) for other in others)] == [[40], [8], [10]]

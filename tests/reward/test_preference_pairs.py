@@ -20,6 +20,13 @@ def test_each_line_is_a_pair(tmp_path: Path) -> None:
     assert read_pairs(path) == [Pair(f"{path}:{line}", "p", "a", "b") for line in (1, 2)]
 
 
+def test_a_line_ends_where_jsonl_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "one\u2028paragraph", "chosen": "a\x85", "rejected": "b"}
+    path.write_text(json.dumps(pair, ensure_ascii=False) + "\r\n", "utf-8")
+    assert read_pairs(path) == [Pair(f"{path}:1", "one\u2028paragraph", "a\x85", "b")]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

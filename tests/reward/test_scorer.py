@@ -9,6 +9,7 @@ from tba_common.codec import BadMessage
 from tba_common.scorer_options import VerifierOptions
 
 
+@pytest.mark.integration
 def test_an_instance_is_opened_by_its_kind_and_keeps_its_name() -> None:
     with open_scorer("verifier.strict") as scorer:
         assert scorer.name == "verifier.strict"

@@ -14,6 +14,8 @@ from reasoning_gym.factory import DATASETS
 from services.reward.verifier_gym import RUNS_ANSWERS, gym_score
 from tba_common.codec import BadMessage
 
+pytestmark = pytest.mark.integration
+
 
 def of(task: str, **fields: Any) -> dict[str, Any]:
     return {"reasoning_gym": {"task": task, **fields}}

@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from services.reward.scorer import PassingFault, ScoringFailed
+from services.reward.scorer import PassingFault, ScorerUnfit, ScoringFailed
 from services.reward.settings import RewardSettings
 from services.reward.worker import Worker
 from tba_common.codec import BadMessage
@@ -22,8 +23,8 @@ from tests.reward.rollouts import prompt, rollout, term
 
 
 @pytest.fixture
-def broker() -> FakeBroker:
-    return FakeBroker()
+def broker(tmp_path: Path) -> FakeBroker:
+    return FakeBroker(tmp_path)
 
 
 @dataclass
@@ -45,6 +46,7 @@ def worker_of(
         retry_consumer=broker.retry_consumer(),
         producer=broker.producer(),
         dead_letters=broker.dead_letters(),
+        journal=broker.journal(),
         settings=RewardSettings.model_validate({"parallel_rollouts": 2, "retry_seconds": 20.0, **settings}),
         clock=clock or Clock(),
         luck=lambda: 0.5,
@@ -167,6 +169,14 @@ def test_an_unexpected_error_crashes_and_what_caused_it_comes_late_or_never(
     assert [letter.reason for letter in broker.dead] == ["verifier crashed: ZeroDivisionError('by 0') (1 attempts)"][
         rounds:
     ]
+
+
+def test_a_scorer_that_is_unfit_ends_its_process_and_no_rollout_is_blamed(broker: FakeBroker) -> None:
+    broker.post(rollout("19"))
+    worker = worker_of(broker, FakeScorer(failures=[ScorerUnfit("a wrong answer 1, expected at most 0.2")]))
+    with pytest.raises(ScorerUnfit):
+        step_until(worker, lambda: bool(broker.done))
+    assert (broker.sent, broker.done) == ([], [])
 
 
 def test_a_visit_that_hangs_is_dead_lettered_and_the_others_go_on(broker: FakeBroker) -> None:

@@ -34,21 +34,26 @@
 {{- end }}
 {{- end }}
 
-{{/* Postgres. The password is libpq's own variable, so that it is never part of a URL. */}}
+{{/*
+Postgres, as the component's own user where the values name one. The password is libpq's own variable, so that it is
+never part of a URL. Takes (list root component).
+*/}}
 {{- define "tba.env.postgres" -}}
-{{- $external := .Values.postgres.external -}}
-{{- if ne .Values.postgres.mode "external" -}}
-- {name: TBA_DATABASE_URL, value: "postgresql+psycopg://postgres@{{ include "tba.fullname" . }}-postgres:5432/postgres"}
+{{- $root := index . 0 }}{{ $external := $root.Values.postgres.external -}}
+{{- $user := $external }}{{ with get $external (index . 1) }}{{ if .user }}{{ $user = . }}{{ end }}{{ end -}}
+{{- $isExternal := eq $root.Values.postgres.mode "external" -}}
+{{- if not $isExternal -}}
+- {name: TBA_DATABASE_URL, value: "postgresql+psycopg://postgres@{{ include "tba.fullname" $root }}-postgres:5432/postgres"}
 {{- else }}
 {{- $ca := ternary (printf "&sslrootcert=/etc/tba/postgres-ca/%s" $external.caKey) "" (ne $external.caSecret "") -}}
 - name: TBA_DATABASE_URL
-  value: "postgresql+psycopg://{{ $external.user }}@{{ $external.host }}:{{ $external.port }}/{{ $external.database }}?sslmode={{ $external.sslMode }}{{ $ca }}"
+  value: "postgresql+psycopg://{{ $user.user }}@{{ $external.host }}:{{ $external.port }}/{{ $external.database }}?sslmode={{ $external.sslMode }}{{ $ca }}"
 {{- end }}
 - name: PGPASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ include "tba.postgresSecret" . }}
-      key: {{ ternary $external.passwordKey "password" (eq .Values.postgres.mode "external") }}
+      name: {{ ternary $user.existingSecret (include "tba.postgresSecret" $root) $isExternal }}
+      key: {{ ternary $user.passwordKey "password" $isExternal }}
 {{- end }}
 
 {{/* How siblings share a topic. The bundled broker's group coordinator does not survive kills: each has its share. */}}

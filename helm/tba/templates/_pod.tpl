@@ -20,7 +20,7 @@ The pod of a process of ours. Takes a dict:
 {{- define "tba.pod" -}}
 {{- $root := .root }}
 {{- $values := mustMergeOverwrite (deepCopy $root.Values.pod) (deepCopy .values) }}
-{{- $kafka := $root.Values.kafka }}{{ $postgres := $root.Values.postgres -}}
+{{- $component := .component }}{{ $kafka := $root.Values.kafka }}{{ $postgres := $root.Values.postgres -}}
 metadata:
   labels:
     {{- include "tba.labels" (list $root .component) | nindent 4 }}
@@ -77,7 +77,7 @@ spec:
       resources: {{- toYaml $root.Values.jobs.resources | nindent 8 }}
       env:
         {{- include "tba.env.every" (list $root $values) | nindent 8 }}
-        {{- include (ternary "tba.env.postgres" "tba.env.kafka" (eq . "schema")) $root | nindent 8 }}
+        {{- ternary (include "tba.env.postgres" (list $root $component)) (include "tba.env.kafka" $root) (eq . "schema") | nindent 8 }}
       volumeMounts: {{- include "tba.mounts" $root | nindent 8 }}
     {{- end }}
     {{- with .init }}{{ . | nindent 4 }}{{ end }}
@@ -207,7 +207,8 @@ podAffinity:
 startupProbe:
   httpGet: {path: {{ default "/healthz" .startup }}, port: health}
   periodSeconds: 5
-  failureThreshold: {{ div (default 120 .startupSeconds) 5 }}
+  timeoutSeconds: 5
+  failureThreshold: {{ div (default 300 .startupSeconds) 5 }}
 livenessProbe:
   httpGet: {path: /healthz, port: health}
   periodSeconds: 20

@@ -2,7 +2,8 @@
 
 `python -m tba_cli.local.postgres --directory DIR --port P` keeps a server in the foreground until SIGTERM.
 fsync is on: what it acknowledged survives a crash. Every connection needs the password that is generated once
-into the directory (scram-sha-256, file mode 0600), because every account of the machine reaches loopback.
+into the directory (scram-sha-256, file mode 0600), because every account of the machine reaches loopback. A `--login`
+is a user beside the owner, with a password of its own and what its role may do.
 PostgreSQL refuses to run as root; started by root, it runs as `nobody`, with
 root's access to files, so that the directory may lie anywhere.
 """
@@ -40,6 +41,14 @@ _STOP_SECONDS: Final = 20.0
 _CREATE_DATABASE: Final = r"""
     SELECT format('CREATE DATABASE %I', :'name')
     WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \gexec
+"""
+_CREATE_LOGIN: Final = r"""
+    SELECT format('CREATE ROLE %I NOLOGIN', :'role')
+    WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'role') \gexec
+    SELECT format('CREATE ROLE %I LOGIN IN ROLE %I', :'login', :'role')
+    WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'login') \gexec
+    \getenv password NEW_PASSWORD
+    ALTER ROLE :"login" PASSWORD :'password';
 """
 
 
@@ -104,9 +113,10 @@ def running(directory: Path, port: int = 0) -> Iterator[str]:
         server.stop()
 
 
-def url(directory: Path, port: int, database: str = _USER) -> str:
-    """The SQLAlchemy URL of a directory's server, which need not exist yet."""
-    return f"postgresql+psycopg://{_USER}:{_password(directory)}@{LOOPBACK}:{port}/{database}"
+def url(directory: Path, port: int, database: str = _USER, *, role: str | None = None) -> str:
+    """The SQLAlchemy URL of a directory's server, which need not exist yet: its owner's, or that of a role's login."""
+    user = _USER if role is None else _login(role)
+    return f"postgresql+psycopg://{user}:{_password(directory, role)}@{LOOPBACK}:{port}/{database}"
 
 
 def create_database(server_url: str, name: str) -> str:
@@ -115,18 +125,29 @@ def create_database(server_url: str, name: str) -> str:
     return f"{server_url.rpartition('/')[0]}/{name}"
 
 
+def create_login(server_url: str, role: str, password: str) -> str:
+    """Make a user with what a role may do, and the role itself, if there are none; return the user's URL."""
+    login = _login(role)
+    _psql(server_url, _CREATE_LOGIN, secret=password, role=role, login=login)
+    server = urlsplit(server_url)
+    return server._replace(netloc=f"{login}:{password}@{server.hostname}:{server.port}").geturl()
+
+
 def main() -> int:
     """Keep a server in the foreground until SIGTERM; exit 1 when it ends by itself."""
     parser = argparse.ArgumentParser(prog="python -m tba_cli.local.postgres", description=start.__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="where the data and the password lie")
     parser.add_argument("--port", type=int, default=0, help="0 for any free one")
     parser.add_argument("--address", default=LOOPBACK, help="where to listen")
+    parser.add_argument("--login", action="append", default=[], metavar="ROLE", help="make a user in this role, too")
     parser.add_argument("--password-file", type=Path, help="has the password that a new server gets")
     arguments = parser.parse_args()
-    with Lifecycle("postgres", ServiceSettings()) as life:
+    with Lifecycle("postgres", ServiceSettings.from_environment()) as life:
         if arguments.password_file is not None:
             _keep_password(arguments.directory, arguments.password_file.read_text().strip())
         server = start(arguments.directory, arguments.port, address=arguments.address)
+        for role in arguments.login:
+            create_login(server.url, role, _password(arguments.directory, role))
         log.info("PostgreSQL is ready", extra={"address": urlsplit(server.url).netloc.rpartition("@")[2]})
         life.ready(True)
         if foreground.stay(server.process, life):
@@ -148,20 +169,28 @@ def _account() -> str:
     return "nobody" if os.geteuid() == 0 else ""
 
 
-def _password(directory: Path) -> str:
-    file = directory / "password"
+def _login(role: str) -> str:
+    return f"{role}_login"
+
+
+def _password(directory: Path, role: str | None = None) -> str:
+    file = _password_file(directory, role)
     if not file.exists():
-        _keep_password(directory, secrets.token_urlsafe(24))
+        _keep_password(directory, secrets.token_urlsafe(24), role)
     return file.read_text()
 
 
-def _keep_password(directory: Path, password: str) -> None:
-    """Write the password down for the server's first start; afterwards it is the server's.
+def _password_file(directory: Path, role: str | None) -> Path:
+    return directory / ("password" if role is None else f"password-{role}")
+
+
+def _keep_password(directory: Path, password: str, role: str | None = None) -> None:
+    """Write a password down for the server's first start; afterwards it is the server's.
 
     Raises:
         PostgresError: the server was made with another one.
     """
-    file = directory / "password"
+    file = _password_file(directory, role)
     if file.exists():
         if file.read_text() != password:
             raise PostgresError(f"the server in {directory} was made with another password than the one given")
@@ -236,15 +265,18 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, server_log: P
         time.sleep(0.02)
 
 
-def _psql(server_url: str, script: str, **variables: str) -> None:
-    """Run a script of the server's own client: SQLAlchemy and its driver belong to the buffer."""
+def _psql(server_url: str, script: str, *, secret: str = "", **variables: str) -> None:
+    """Run a script of the server's own client: SQLAlchemy and its driver belong to the buffer.
+
+    A secret comes by the environment, as everybody may read a command line.
+    """
     server = urlsplit(server_url)
     target = [f"--host={server.hostname}", f"--port={server.port}", f"--username={server.username}"]
     settings = [f"--set={name}={value}" for name, value in {"ON_ERROR_STOP": "1", **variables}.items()]
     subprocess.run(
         [_program("psql"), "--no-psqlrc", "--quiet", *target, *settings, server.path[1:]],
         input=script,
-        env={"PGPASSWORD": server.password or ""},
+        env={"PGPASSWORD": server.password or "", "NEW_PASSWORD": secret},
         text=True,
         check=True,
     )

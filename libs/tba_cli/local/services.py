@@ -19,6 +19,8 @@ from tba_cli.local.ports import LOOPBACK, is_ready
 from tba_cli.local.process import ProcessSpec
 
 _LOADING_SECONDS: Final = 600.0  # a large model is slow to load
+_API_ROLE: Final = "tba_api"  # what the migration lets it do: services/buffer/migrations/roles.py
+_BUFFER_ROLE: Final = "tba_buffer"
 _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}  # torch processes beside one another slow each other down
 
 
@@ -87,16 +89,17 @@ def kafka_servers(options: StackOptions) -> str:
     return f"{LOOPBACK}:{options.kafka_port}"
 
 
-def database_url(options: StackOptions) -> str:
-    """SQLAlchemy URL of the stack's database."""
-    return postgres.url(options.directory / "postgres", options.postgres_port)
+def database_url(options: StackOptions, role: str | None = None) -> str:
+    """SQLAlchemy URL of the stack's database: its owner's, or that of a role's login."""
+    return postgres.url(options.directory / "postgres", options.postgres_port, role=role)
 
 
 def _servers(options: StackOptions) -> Iterator[ProcessSpec]:
     place = ("--directory", str(options.directory / "postgres"), "--port", str(options.postgres_port))
+    logins = (f"--login={role}" for role in (_API_ROLE, _BUFFER_ROLE))
     yield ProcessSpec(
         name="postgres",
-        command=_python("tba_cli.local.postgres", *place),
+        command=_python("tba_cli.local.postgres", *place, *logins),
         grace_seconds=30.0,  # it writes everything to disk
     )
     yield ProcessSpec(
@@ -107,20 +110,20 @@ def _servers(options: StackOptions) -> Iterator[ProcessSpec]:
 
 
 def _memory(options: StackOptions) -> Iterator[ProcessSpec]:
-    database = {"TBA_DATABASE_URL": database_url(options)}
+    owner, api, buffer = ({"TBA_DATABASE_URL": database_url(options, role)} for role in (None, _API_ROLE, _BUFFER_ROLE))
     yield ProcessSpec(
         name="migrate",
         command=_python("services.buffer", "migrate"),
-        env=database,
+        env=owner,
         finite=True,
         next_when_done=True,
     )
     yield ProcessSpec(
         name="tba-api",
         command=_python("services.buffer", "api"),
-        env={**database, "TBA_API_ADDRESS": f"{LOOPBACK}:{options.api_port}"},
+        env={**api, "TBA_API_ADDRESS": f"{LOOPBACK}:{options.api_port}"},
     )
-    yield ProcessSpec(name="tba-buffer", command=_python("services.buffer", "serve"), env=database, with_previous=True)
+    yield ProcessSpec(name="tba-buffer", command=_python("services.buffer", "serve"), env=buffer, with_previous=True)
 
 
 def _learning(options: StackOptions) -> Iterator[ProcessSpec]:

@@ -25,7 +25,7 @@ from tba_cli.local.ports import LOOPBACK, answers, free_ports
 from tba_cli.local.services import StackOptions
 from tba_cli.local.supervisor import STATE_FILE, OnLine, StartError, Supervisor
 
-__all__ = ["AlreadyRunning", "Stack", "StackOptions", "StartError"]
+__all__ = ["AlreadyRunning", "Stack", "StackOptions", "StartError", "is_running"]
 
 _LEFTOVER_SECONDS: Final = 15.0
 _POLL_SECONDS: Final = 0.1
@@ -127,6 +127,19 @@ class Stack:
     def _logs(self) -> str:
         logs = sorted((self.directory / "logs").glob("*.log"))
         return "\n".join(f"--- {log.name}\n{last_lines(log, 10)}" for log in logs)
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a stack runs in a directory, which need not exist."""
+    path = directory / "lock"
+    if not path.exists():
+        return False
+    try:
+        with path.open("w") as file:
+            _lock(file, directory)
+    except AlreadyRunning:
+        return True
+    return False
 
 
 def _lock(file: IO[str], directory: Path) -> None:

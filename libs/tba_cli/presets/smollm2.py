@@ -21,7 +21,7 @@ WEIGHTS: Final = PackagedWeights(
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-_DRAWS: Final = 5_000  # problems come at random, and so many of them bring each of the hundred
+_DRAWS: Final = 2_000  # problems come at random, and so many of them bring each of the hundred
 
 
 def problems(seed: int) -> list[PromptSpec]:

@@ -7,6 +7,7 @@ What is granted follows the law of the schema: it only grows, until no program o
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -110,7 +111,7 @@ def script() -> str:
 
 def main() -> None:
     """Print that SQL."""
-    print(script())
+    sys.stdout.write(f"{script()}\n")
 
 
 def _grants(role: str) -> Iterator[str]:

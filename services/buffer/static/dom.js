@@ -27,7 +27,7 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** A table from column definitions and rows, in place. Each column: {head, cell(row), numeric?, key?}. */
+/** A table from column definitions and rows, in place. Each column: {head, cell(row), kind?}, kind its classes. */
 export function table(host, caption, columns, rows, empty) {
   const head = el("tr", {}, columns.map((column) => el("th", { scope: "col", class: column.kind }, column.head)));
   const body = rows.map((row) =>
@@ -58,6 +58,12 @@ export function number(value, digits = 0) {
   }
   return formats.get(digits).format(value);
 }
+
+/** The start of a text, for a table. */
+export const clipped = (text) => (text.length > 160 ? `${text.slice(0, 160)}…` : text);
+
+/** A state as a pill, in its colour. */
+export const chip = (state) => el("span", { class: "chip", "data-state": state }, state);
 
 /** A share as a percentage. */
 export const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value, 1)}%`);

@@ -2,31 +2,52 @@
 
 import { Refusal, forgetKey, get, hasKey, rememberKey } from "./api.js";
 import { byId, duration, say } from "./dom.js";
+import { showAutoscaler, showDeadLetters, showGradings } from "./panels.js";
 import { showEvaluations, showLineage, showStatus, showSteps, showTasks, showTrajectories } from "./views.js";
 
 const EVERY_MS = 2000;
 const SLOWEST_MS = 15000;
 const KEPT_STEPS = 1000;
+const PANEL_ROWS = 8;
 
 let steps = [];
 let heardAt = 0;
 let failures = 0;
 let timer = 0;
+let busy = false;
+let again = false; // somebody asked while the page was asking
 
 async function refresh() {
   const status = await get("/v1/status");
-  const [tasks, evaluations, trajectories] = await Promise.all([
+  const [tasks, evaluations, trajectories, letters, gradings, autoscaler] = await Promise.all([
     get("/v1/tasks", { limit: 500 }),
-    get("/v1/evaluations"),
+    everything("/v1/evaluations"),
     get("/v1/trajectories", { limit: 15, task: byId("task-filter").value }),
+    get("/v1/dead-letters", { limit: PANEL_ROWS }),
+    get("/v1/gradings", { limit: PANEL_ROWS }),
+    get("/v1/autoscaler"),
   ]);
   await follow(status.step);
   byId("main").hidden = false;
   showStatus(status);
   showTasks(tasks.data);
-  showEvaluations(evaluations.data);
+  showEvaluations(evaluations);
   showTrajectories(trajectories.data, open);
   showSteps(steps);
+  showDeadLetters(letters.data, status.queues.dead_letters);
+  showGradings(gradings.data);
+  showAutoscaler(autoscaler);
+}
+
+/** Every page of a list: its newest rows are on the last. */
+async function everything(path) {
+  const rows = [];
+  let page = { next_after: null };
+  do {
+    page = await get(path, { after: page.next_after });
+    rows.push(...page.data);
+  } while (page.has_more);
+  return rows;
 }
 
 /** Fetch the steps that are new. A learner that resumed may have taken some back. */
@@ -42,20 +63,32 @@ async function follow(newest) {
   steps = steps.slice(-KEPT_STEPS);
 }
 
+/** One turn at a time: two would add the same steps twice, and the older answer could come last. */
 async function turn() {
+  again = busy;
+  if (busy) return;
+  busy = true;
   clearTimeout(timer);
+  const goesOn = await look();
+  busy = false;
+  if (again) turn();
+  else if (goesOn && !document.hidden) timer = setTimeout(turn, Math.min(SLOWEST_MS, EVERY_MS * 2 ** failures));
+}
+
+/** Ask and show; return whether to go on without being told. */
+async function look() {
   try {
     await refresh();
     heardAt = Date.now();
     failures = 0;
     calm();
   } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
     failures += 1;
     if (error.status === 401) return askForKey();
-    trouble(error);
+    if (!(error instanceof Refusal)) console.error(error);
+    trouble(error instanceof Refusal ? error : { status: 0, problem: { title: "This page failed", detail: `${error}.` } });
   }
-  if (!document.hidden) timer = setTimeout(turn, Math.min(SLOWEST_MS, EVERY_MS * 2 ** failures));
+  return true;
 }
 
 function calm() {
@@ -71,7 +104,7 @@ function trouble({ status, problem }) {
   const since = heardAt ? ` What you see is ${duration((Date.now() - heardAt) / 1000)} old.` : "";
   say(byId("trouble-title"), problem.title);
   say(byId("trouble-detail"), `${problem.detail ?? ""}${since} Trying again by itself.`);
-  live("off", status === 0 ? "Disconnected" : `Trouble (${status})`);
+  live("off", status === 0 ? "Not live" : `Trouble (${status})`);
 }
 
 function askForKey() {
@@ -82,6 +115,7 @@ function askForKey() {
   byId("trouble").hidden = true;
   live("off", "Locked");
   byId("key").focus();
+  return false;
 }
 
 function live(state, text) {

@@ -2,7 +2,7 @@
 
 import { hasKey } from "./api.js";
 import { BarChart, LineChart } from "./charts.js";
-import { ago, byId, duration, el, number, percent, say, svg, table } from "./dom.js";
+import { ago, byId, chip, clipped, duration, el, number, percent, say, svg, table } from "./dom.js";
 import { trend } from "./scale.js";
 
 const TREND_STEPS = 12;
@@ -149,7 +149,7 @@ export function showTasks(tasks) {
   say(byId("example"), `curl ${location.origin}/v1/tasks${key} ${EXAMPLE}`);
   table(byId("tasks"), "Tasks and how far they have come", [
     { head: "Task", cell: (task) => task.name },
-    { head: "State", cell: (task) => el("span", { class: "chip", "data-state": task.state }, task.state) },
+    { head: "State", cell: (task) => chip(task.state) },
     { head: "Family", kind: "extra", cell: (task) => task.spec.family },
     { head: "Recent reward", kind: "number", cell: (task) => meter(task.progress.recent_mean_reward) },
     { head: "Prompts", kind: "number extra", cell: (task) => number(task.progress.prompts_train) },
@@ -185,8 +185,6 @@ export function showTrajectories(trajectories, open) {
     { head: "Age", kind: "number extra", cell: (one) => ago(one.created_at) },
   ], trajectories, "None yet. They appear here as soon as completions are scored.");
 }
-
-const clipped = (text) => (text.length > 160 ? `${text.slice(0, 160)}…` : text);
 
 export function showLineage(one) {
   say(byId("lineage-title"), `Trajectory ${one.trajectory_id}`);

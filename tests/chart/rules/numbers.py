@@ -78,6 +78,16 @@ def a_pod_outlives_its_process(manifests: Manifests) -> Iterator[str]:
             yield f"{found.name}: killed after {killed} s, drains for {drain:.0f} s"
 
 
+def a_start_may_take_minutes_on_a_busy_node(manifests: Manifests) -> Iterator[str]:
+    """A process that is killed while it starts, because it is slow, starts again as slowly."""
+    for found in pods(manifests):
+        for container in found.containers:
+            if probe := container.get("startupProbe"):
+                seconds = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+                if seconds < _START_SECONDS or probe.get("timeoutSeconds", 1) < _ANSWER_SECONDS:
+                    yield f"{found.name} has {seconds} s to start, {probe.get('timeoutSeconds', 1)} s for each answer"
+
+
 def one_learner_and_never_two(manifests: Manifests) -> Iterator[str]:
     for found in pods(manifests):
         if found.component == "learner" and (found.owner["kind"], found.owner["spec"]["replicas"]) != (
@@ -104,6 +114,10 @@ def no_budget_keeps_a_node_from_being_drained(manifests: Manifests) -> Iterator[
             yield f"{label(budget)} lets {may_go} go"
 
 
+_START_SECONDS: Final = 300
+_ANSWER_SECONDS: Final = 5
+
+
 def _main(manifests: Manifests, component: str) -> dict[str, Any]:
     container: dict[str, Any] = pod(manifests, component).spec["containers"][0]
     return container
@@ -128,6 +142,9 @@ RULES: Final = (
     ),
     Rule(an_autoscaler_alone_says_how_many, lambda m: pod(m, "generator").owner["spec"].update(replicas=1)),
     Rule(a_pod_outlives_its_process, lambda m: pod(m, "generator").spec.update(terminationGracePeriodSeconds=30)),
+    Rule(
+        a_start_may_take_minutes_on_a_busy_node, lambda m: _main(m, "api")["startupProbe"].update(failureThreshold=24)
+    ),
     Rule(one_learner_and_never_two, lambda m: pod(m, "learner").owner["spec"].update(replicas=2)),
     Rule(a_share_is_of_all_siblings, lambda m: pod(m, "generator").owner["spec"].update(replicas=3), situation="cpu"),
     Rule(

@@ -26,7 +26,7 @@ FOREIGN: Final = {
     "TBA_API_KEY": "the command line",
     "TZ": "the C library",
 }
-_SHARED: Final = {f"TBA_{field}".upper() for field in ServiceSettings.model_fields}
+SHARED: Final = {f"TBA_{field}".upper() for field in ServiceSettings.model_fields}
 #: Jobs and init containers that run a process of another component.
 _LIKE: Final = {"migrate": "buffer", "learner-follower": "learner"}
 
@@ -37,7 +37,7 @@ def a_setting_is_one_that_its_process_reads(manifests: Manifests) -> Iterator[st
         for container in found.containers:
             if not _is_ours(container):
                 continue
-            known = _SHARED | FOREIGN.keys() | _own(found, container)
+            known = SHARED | FOREIGN.keys() | _own(found, container)
             for name in variables(container).keys() - known:
                 yield f"{found.name} {container['name']}: {name} is read by nobody"
 
@@ -46,7 +46,7 @@ def a_command_exists(manifests: Manifests) -> Iterator[str]:
     for found in pods(manifests):
         for container in found.containers:
             for args in _commands(container["args"]) if _is_ours(container) else ():
-                if fault := _fault_of(tuple(args)):
+                if fault := fault_of(tuple(args)):
                     yield f"{found.name} {container['name']}: {fault}"
 
 
@@ -93,7 +93,7 @@ def _own(found: Pod, container: dict[str, Any]) -> set[str]:
 
 
 @cache
-def _fault_of(args: tuple[str, ...]) -> str:
+def fault_of(args: tuple[str, ...]) -> str:
     """Ask the command itself, with --help in the place of its last words; and it must know every option."""
     module, *rest = args
     if find_spec(module) is None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from tests.chart.rendering import NAMESPACE, named, of_kind
+from tests.chart.rendering import NAMESPACE, ROOT, named, of_kind
 from tests.chart.rules.rule import Manifests, Rule, label, pod, pods, selects, variables
 
 _SECRET: Final = re.compile(r"(PASSWORD|SECRET|TOKEN|API_KEY|ACCESS_KEY)(?!.*(FILE|TOKENS))")
@@ -60,6 +60,19 @@ def what_is_written_lies_on_a_volume(manifests: Manifests) -> Iterator[str]:
             for name, value in variables(container).items():
                 if name in _DIRECTORIES and not any(value.startswith(f"{place}/") for place in places):
                     yield f"{found.name} {container['name']}: {name}={value} lies on none of {places}"
+
+
+def what_the_image_writes_lies_on_a_volume(manifests: Manifests) -> Iterator[str]:
+    """Home, and the caches of libraries, where the Dockerfile says that they are; and temporary files."""
+    image = (ROOT / "deploy/Dockerfile").read_text()
+    folders = {"/tmp/x", *re.findall(r"\b[A-Z_]+=(/var/[\w/]+)", image)}  # only its name is looked at
+    for found in pods(manifests):
+        for container in found.containers:
+            if "args" in container:
+                places = [m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")]
+                for folder in folders:
+                    if not any(f"{folder}/".startswith(f"{place}/") for place in places):
+                        yield f"{found.name} {container['name']}: {folder} lies on none of {places}"
 
 
 def the_cluster_s_api_is_for_the_autoscaler_alone(manifests: Manifests) -> Iterator[str]:
@@ -145,6 +158,7 @@ RULES: Final = (
     Rule(every_pod_is_restricted, lambda m: _main(m, "kafka")["securityContext"].pop("allowPrivilegeEscalation")),
     Rule(no_container_writes_to_its_image, lambda m: _main(m, "api")["securityContext"].pop("readOnlyRootFilesystem")),
     Rule(what_is_written_lies_on_a_volume, lambda m: _main(m, "learner").update(volumeMounts=[])),
+    Rule(what_the_image_writes_lies_on_a_volume, lambda m: _main(m, "api")["volumeMounts"].pop()),
     Rule(
         the_cluster_s_api_is_for_the_autoscaler_alone,
         lambda m: pod(m, "api").spec.update(automountServiceAccountToken=True),

@@ -109,6 +109,26 @@ def a_server_that_a_pod_is_told_of_may_be_reached(manifests: Manifests) -> Itera
                 yield f"{client.name} is told of {name}, and the network policies keep it from there"
 
 
+def who_asks_a_server_may_ask_for_its_name(manifests: Manifests) -> Iterator[str]:
+    """Over UDP, and over TCP for long answers; wherever the resolver runs: a pod, or the node itself."""
+    policies = list(of_kind(manifests, "NetworkPolicy"))
+    for client in pods(manifests) if policies else ():
+        services = [s for s in of_kind(manifests, "Service") if not selects(_matching(s), client.labels)]
+        names = "|".join(s["metadata"]["name"] for s in services)
+        told = " ".join(value for container in client.containers for value in variables(container).values())
+        if re.search(rf"\b({names}):\d+", told) and {("UDP", 53), ("TCP", 53)} - _out(policies, client.labels):
+            yield f"{client.name} is told of names, and the network policies keep it from the resolver"
+
+
+def who_has_a_token_may_reach_the_cluster_s_api(manifests: Manifests) -> Iterator[str]:
+    """The Service's port, and the one behind it: networks differ in which of the two they judge."""
+    policies = list(of_kind(manifests, "NetworkPolicy"))
+    for client in pods(manifests) if policies else ():
+        has_token = client.spec.get("automountServiceAccountToken")
+        if has_token and {("TCP", 443), ("TCP", 6443)} - _out(policies, client.labels):
+            yield f"{client.name} has a token, and the network policies keep it from the cluster's API"
+
+
 def a_policy_opens_ports_that_its_pods_have(manifests: Manifests) -> Iterator[str]:
     for policy in of_kind(manifests, "NetworkPolicy"):
         mine = [p for p in pods(manifests) if selects(policy["spec"]["podSelector"], p.labels)]
@@ -145,6 +165,17 @@ def _may_connect(policies: Manifests, client: dict[str, str], server: dict[str, 
     return bool((opened(client, "egress", "to", server) & opened(server, "ingress", "from", client)) - {53, 8081})
 
 
+def _matching(service: dict[str, Any]) -> dict[str, Any]:
+    return {"matchLabels": service["spec"]["selector"]}
+
+
+def _out(policies: Manifests, labels: dict[str, str]) -> set[tuple[str, int]]:
+    """Protocol and port of what these pods may connect to wherever it is."""
+    mine = [p["spec"] for p in policies if selects(p["spec"]["podSelector"], labels)]
+    rules = [rule for spec in mine for rule in spec.get("egress") or [] if not rule.get("to")]
+    return {(port.get("protocol", "TCP"), port["port"]) for rule in rules for port in rule["ports"]}
+
+
 def _forget(manifests: Manifests, kind: str, name: str) -> None:
     manifests.remove(named(manifests, kind, name))
 
@@ -179,6 +210,14 @@ RULES: Final = (
     Rule(
         a_server_that_a_pod_is_told_of_may_be_reached,
         lambda m: named(m, "NetworkPolicy", "tba-learner")["spec"]["egress"].pop(),
+    ),
+    Rule(
+        who_asks_a_server_may_ask_for_its_name,
+        lambda m: named(m, "NetworkPolicy", "tba-seed")["spec"]["egress"][0]["ports"].pop(),
+    ),
+    Rule(
+        who_has_a_token_may_reach_the_cluster_s_api,
+        lambda m: named(m, "NetworkPolicy", "tba-autoscaler")["spec"]["egress"].pop(),
     ),
     Rule(
         a_policy_opens_ports_that_its_pods_have,

@@ -26,6 +26,7 @@ _WORDS: Final = {
     "protocol": {"TCP", "UDP", "SCTP"},
     "pathType": {"Exact", "Prefix", "ImplementationSpecific"},
 }
+_STATEFUL_NAME: Final = 52
 _HANDLERS: Final = {"httpGet", "tcpSocket", "exec", "grpc"}
 
 
@@ -53,6 +54,13 @@ def a_name_is_one(manifests: Manifests) -> Iterator[str]:
         for entry in [*found.containers, *found.spec.get("volumes", [])]:
             if not _DNS_LABEL.fullmatch(entry["name"]):
                 yield f"{found.name}: {entry['name']} is no name"
+
+
+def a_statefulset_leaves_room_for_its_revision(manifests: Manifests) -> Iterator[str]:
+    """Its name, a hyphen and a hash of ten are a label of its pods, which a server refuses beyond 63 characters."""
+    for manifest in of_kind(manifests, "StatefulSet"):
+        if len(name := manifest["metadata"]["name"]) > _STATEFUL_NAME:
+            yield f"{name} has {len(name)} characters"
 
 
 def no_two_objects_have_one_name(manifests: Manifests) -> Iterator[str]:
@@ -164,6 +172,10 @@ def _main(manifests: Manifests, component: str) -> dict[str, Any]:
 
 RULES: Final = (
     Rule(a_name_is_one, lambda m: named(m, "Service", "tba-api")["metadata"].update(name="tba_api")),
+    Rule(
+        a_statefulset_leaves_room_for_its_revision,
+        lambda m: named(m, "StatefulSet", "tba-learner")["metadata"].update(name="tba-learner" + "r" * 42),
+    ),
     Rule(no_two_objects_have_one_name, lambda m: m.append(named(m, "Service", "tba-api"))),
     Rule(a_label_is_one, lambda m: pod(m, "api").labels.update({"app.kubernetes.io/version": "v 1"})),
     Rule(a_quantity_is_one, lambda m: _main(m, "api")["resources"]["limits"].update(memory="1GB")),

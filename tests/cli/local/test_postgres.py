@@ -156,6 +156,24 @@ def test_a_server_made_with_another_password_is_not_started_with_a_new_one(direc
     assert "made with another password" in done.stderr
 
 
+def test_a_login_lasts_has_a_password_of_its_own_and_does_what_its_role_may(directory: Path) -> None:
+    for _ in range(2):
+        port = free_ports(1)[0]
+        place = ("--directory", str(directory), "--port", str(port))
+        with wrapper("tba_cli.local.postgres", *place, "--login", "readers") as process:
+            execute(postgres.url(directory, port), "CREATE TABLE IF NOT EXISTS shown AS SELECT 42 AS answer")
+            execute(postgres.url(directory, port), "GRANT SELECT ON shown TO readers")
+            login = postgres.url(directory, port, role="readers")
+            assert execute(login, "SELECT answer FROM shown") == [(42,)]
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                execute(login, "DELETE FROM shown")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    owned, own = (directory / "password").read_text(), (directory / "password-readers").read_text()
+    assert owned != own
+    assert stat.S_IMODE((directory / "password-readers").stat().st_mode) == 0o600
+
+
 def test_a_volume_that_opened_the_data_to_its_group_does_not_keep_the_server_down(directory: Path) -> None:
     (directory / "data").chmod(0o770)
     postgres.start(directory).stop()

@@ -82,11 +82,12 @@ def test_nobody_shares_a_health_address(options: StackOptions) -> None:
     assert len(set(addresses)) == len(addresses)
 
 
-def test_the_password_of_the_database_reaches_those_who_need_it_and_no_command_line(options: StackOptions) -> None:
+def test_each_password_of_the_database_reaches_the_one_who_needs_it_and_no_command_line(options: StackOptions) -> None:
     found = by_name(options)
-    password = (options.directory / "postgres/password").read_text()
-    assert {name for name, spec in found.items() if password in str(spec.env)} == {"migrate", "tba-api", "tba-buffer"}
-    assert not any(password in " ".join(spec.command) for spec in found.values())
+    for file, users in {"": "migrate", "-tba_api": "tba-api", "-tba_buffer": "tba-buffer"}.items():
+        password = (options.directory / f"postgres/password{file}").read_text()
+        assert [name for name, spec in found.items() if password in str(spec.env)] == [users]
+        assert not any(password in " ".join(spec.command) for spec in found.values())
 
 
 def test_with_autoscaling_all_there_may_be_are_known_and_those_beyond_the_fewest_wait(options: StackOptions) -> None:

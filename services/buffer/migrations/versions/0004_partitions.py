@@ -12,9 +12,9 @@ from alembic import op
 revision = "0004"
 down_revision = "0002"
 
-# All at once, before the rows are moved: whoever comes later waits, and nobody waits for us with half of them in hand.
-# The last four are those that the old foreign keys lead to.
-_LOCK = "LOCK TABLE trajectories, payloads, issues, prompts, tasks, runs IN ACCESS EXCLUSIVE MODE"
+# All at once, before the rows are moved, and in the order of those who write: otherwise they would wait for us with
+# half of them in hand, and we for them. The old foreign keys lead to the first four.
+_LOCK = "LOCK TABLE issues, prompts, tasks, runs, trajectories, payloads IN ACCESS EXCLUSIVE MODE"
 
 _SET_ASIDE = """
 ALTER TABLE payloads RENAME TO old_payloads;

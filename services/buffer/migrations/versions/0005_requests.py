@@ -7,10 +7,11 @@ from alembic import op
 revision = "0005"
 down_revision = "0004"
 
-# Before anything changes, so that nobody waits for us with half of them in hand.
+# Before anything changes, and in the order of those who write: otherwise each would wait for the other.
 _LOCK = """
-LOCK TABLE trajectories, issues, evaluations, dead_letters IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE issues IN ACCESS EXCLUSIVE MODE;
 LOCK TABLE prompts, tasks, runs IN SHARE ROW EXCLUSIVE MODE;
+LOCK TABLE trajectories, evaluations, dead_letters IN ACCESS EXCLUSIVE MODE;
 """
 
 _ORDERS = """

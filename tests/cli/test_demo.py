@@ -1,0 +1,39 @@
+"""Where a demo goes: only what a demo made is ever emptied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tba_cli import demo
+from tba_cli.local import stack
+from tba_cli.local.stack import AlreadyRunning
+from tba_cli.presets.preset import DemoError
+
+
+def test_an_earlier_demo_is_emptied_and_what_is_not_there_is_made(tmp_path: Path) -> None:
+    directory = tmp_path / "runs/demo"
+    demo._empty(directory)
+    (directory / "report.json").touch()
+    demo._empty(directory)
+    assert [path.name for path in directory.iterdir()] == [demo._MARK]
+
+
+def test_a_directory_with_anything_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(DemoError, match="expected no directory, or an empty one, or an earlier demo's"):
+        demo._empty(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_demo_that_runs_is_not_emptied_under_its_feet(tmp_path: Path) -> None:
+    demo._empty(tmp_path)
+    (tmp_path / "stack").mkdir()
+    with (tmp_path / "stack/lock").open("w") as held:
+        stack._lock(held, tmp_path / "stack")
+        with pytest.raises(AlreadyRunning, match="another demo is running"):
+            demo._empty(tmp_path)
+    assert (tmp_path / "stack/lock").exists()
+    demo._empty(tmp_path)
+    assert not (tmp_path / "stack").exists()
