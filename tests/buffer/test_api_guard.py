@@ -189,5 +189,5 @@ def test_a_key_may_be_of_any_alphabet() -> None:
     key = "schlüssel-ключ"
     settings = LOCKED.model_copy(update={"api_key": SecretStr(key)})
     with TestClient(create_app(settings), base_url="http://tba.example", raise_server_exceptions=False) as client:
-        assert client.get("/v1/status", headers={"Authorization": b"Bearer " + key.encode()}).status_code != 401
-        assert client.get("/v1/status", headers={"Authorization": b"Bearer schl"}).status_code == 401
+        assert client.get("/v1/status", headers={b"Authorization": b"Bearer " + key.encode()}).status_code != 401
+        assert client.get("/v1/status", headers={b"Authorization": b"Bearer schl"}).status_code == 401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.buffer.arrivals import Order, Outcome, Plan, bury, fingerprint, judge
-from services.buffer.store import Stored, settlement_of
-from tba_common.messages import Prompt, Trajectories
+from services.buffer.arrivals import Order, Outcome, Plan, bury, fingerprint, judge, scores_of
+from services.buffer.store import settlement_of
+from services.buffer.trajectory_rows import Stored
+from tba_common.messages import Prompt, Score, Trajectories
 from tba_common.topics import TRAJECTORIES
 from tests.buffer.world import prompt, record, trajectories
 
@@ -190,3 +192,24 @@ def _arrival(order: Prompt, fates: list[str]) -> Trajectories:
 
 def test_an_outcome_of_nothing_settles_as_nothing() -> None:
     assert settlement_of(Outcome(ORDER), {}, {}).stored == 0
+
+
+def test_scores_are_json_whatever_a_scorer_is_called_and_details_are_finite_numbers() -> None:
+    said = {
+        "scorer": 'judge."quoted"',
+        "version": "1\\2\n",
+        "values": [0.1, -1e-30, 3.0, 1e20],
+        "seconds": 0.25,
+        "details": {"ratio": [0.5, math.nan, math.inf, -2.0]},
+    }
+    arrival = trajectories(prompt())
+    plain = arrival.rollout.scores[0]
+    rollout = arrival.rollout.model_copy(update={"scores": (Score.model_validate(said), plain)})
+    parsed = [json.loads(text) for text in scores_of(rollout)]
+    assert [one[0]["value"] for one in parsed] == np.array(said["values"], np.float32).tolist()
+    assert [one[0]["details"] for one in parsed] == [{"ratio": 0.5}, {}, {}, {"ratio": -2.0}]
+    assert {(one[0]["scorer"], one[0]["version"], one[0]["seconds"], one[0]["attempts"]) for one in parsed} == {
+        (said["scorer"], said["version"], 0.25, 1)
+    }
+    assert [one[1]["value"] for one in parsed] == plain.values.tolist()
+    assert scores_of(rollout.model_copy(update={"scores": ()})) == ["[]"] * 4

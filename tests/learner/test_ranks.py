@@ -44,9 +44,13 @@ def pair() -> Iterator[Pair]:
     with ExitStack() as stack:
         pair: Pair = []
         for rank in range(2):
-            command = [sys.executable, "-c", RANK]
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            process = subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes)
+            process = subprocess.Popen(
+                [sys.executable, "-c", RANK],
+                env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             pair.append(stack.enter_context(process))
             stack.callback(process.kill)
         for process in pair:

@@ -125,6 +125,12 @@ def a_probe_has_one_handler(manifests: Manifests) -> Iterator[str]:
                     yield f"{found.name} {kind}: {sorted(container[kind].keys() & _HANDLERS)}"
 
 
+def no_field_is_said_and_left_empty(manifests: Manifests) -> Iterator[str]:
+    """Some servers and tools take it for nothing at all, others for a list or an object with nothing in it."""
+    for manifest in manifests:
+        yield from (f"{label(manifest)} {'.'.join(path)} is null" for path, value in _walk(manifest) if value is None)
+
+
 def a_variable_is_set_once(manifests: Manifests) -> Iterator[str]:
     for found in pods(manifests):
         for container in found.containers:
@@ -184,6 +190,10 @@ RULES: Final = (
     Rule(a_pod_restarts_as_its_owner_can_take, lambda m: pod(m, "migrate").spec.update(restartPolicy="Always")),
     Rule(an_image_is_named_and_never_latest, lambda m: _main(m, "api").update(image="tba:latest")),
     Rule(a_probe_has_one_handler, lambda m: _main(m, "api")["livenessProbe"].update(tcpSocket={"port": "http"})),
+    Rule(
+        no_field_is_said_and_left_empty,
+        lambda m: named(m, "NetworkPolicy", "tba-seed")["spec"].update(ingress=None),
+    ),
     Rule(a_variable_is_set_once, lambda m: _main(m, "api")["env"].append({"name": "TBA_RUN_ID", "value": "other"})),
     Rule(a_mount_has_a_place_of_its_own, lambda m: _main(m, "api")["volumeMounts"][0].update(mountPath="tmp")),
 )
