@@ -1,4 +1,4 @@
-"""Generators of one machine that come and go: by the law when the learner starves, by hand twenty times, to none."""
+"""Generators of one machine come and go: by the law as the learner starves or not, by hand twenty times, to none."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ TASK: Final = Task(
     target=Target(beta=0.1),
 )
 ENVIRONMENT: Final = {
-    # The learner starves until a thousand completions are there; from then on it has more than it can train on.
+    # The learner starves until two thousand completions are there; from then on it has more than it can train on.
     "tba-buffer": {
-        "TBA_MIN_SIZE": "1000",
+        "TBA_MIN_SIZE": "2000",
         "TBA_GROUPS_PER_BATCH": "32",
         "TBA_SAMPLES_PER_INSERT": "64",
         "TBA_REISSUE_SECONDS": "3600",  # what is lost stays lost, for all to see
@@ -38,7 +38,7 @@ ENVIRONMENT: Final = {
     "tba-learner": {"TBA_PUBLISH_EVERY": "1000", "TBA_CHECKPOINT_EVERY": "1000"},
     "tba-autoscaler": {
         "TBA_INTERVAL_SECONDS": "0.5",
-        "TBA_SETTLE_SECONDS": "1",
+        "TBA_SETTLE_SECONDS": "5",
         "TBA_DOWN_AFTER_SECONDS": "2",
         "TBA_ZERO_AFTER_SECONDS": "1",
     },

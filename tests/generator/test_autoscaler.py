@@ -158,7 +158,7 @@ def test_an_api_that_answers_something_else_than_http_changes_nothing(generators
                     asked.recv(4_096)
                     asked.sendall(b"welcome\r\n")
 
-        answering = threading.Thread(target=answer)
+        answering = threading.Thread(target=answer, daemon=True)
         answering.start()
         api = ScalingApi(f"http://127.0.0.1:{server.getsockname()[1]}", None, "one")
         assert "welcome" in Autoscaler(api, generators, Limits(), dry_run=False).step()

@@ -338,3 +338,16 @@ def test_what_is_not_finished_when_time_runs_out_is_left_to_another(line: Line, 
     line.worker.drain(lambda: next(times))
     assert line.answered() == [1]
     assert line.broker.done == [0]
+
+
+def test_a_task_of_which_no_rollout_fits_does_not_stop_another_that_is_served(
+    line: Line, engine: ContinuousEngine
+) -> None:
+    line.broker.largest_group = 2
+    line.broker.post(prompt(1, task_id=2))
+    finish(line, engine)
+    for issue_id in range(2, 62):
+        line.broker.post(prompt(issue_id, completions=3))
+        finish(line, engine)
+    assert line.answered() == [1]
+    assert len(line.broker.dead) == 60
