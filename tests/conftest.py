@@ -13,7 +13,6 @@ import pytest
 
 from tba_cli.local import kafka_broker, postgres
 from tba_common.tasks import SCORER_KINDS
-from tests import logins
 
 #: These run where vLLM is installed, which is an environment of its own.
 collect_ignore = [] if find_spec("vllm") else ["vllm"]
@@ -54,6 +53,8 @@ def broker() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """SQLAlchemy URL of a PostgreSQL server's owner; `tests.logins` has the other users."""
+    from tests import logins  # needs SQLAlchemy, which is not beside vLLM
+
     with postgres.running(tmp_path_factory.mktemp("postgres")) as url:
         logins.make_logins(url)
         yield url
