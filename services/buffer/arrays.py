@@ -1,14 +1,17 @@
-"""Arrays as SQL: a batch of rows goes in as one parameter per column, so a statement has one shape at any size."""
+"""Many rows in one statement: a parameter per column, so that a statement has one shape at any size; and COPY."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+from typing import cast as cast_type
 
+import psycopg
 from sqlalchemy import (
     ARRAY,
     BigInteger,
     ColumnElement,
+    Connection,
     Float,
     Integer,
     TableValuedAlias,
@@ -37,6 +40,11 @@ def any_of(ids: Collection[int]) -> ColumnElement[Any]:
 def text_of(values: Iterable[object]) -> str:
     """Return an array as PostgreSQL writes it, of values that need no quotes: the driver would look at each one."""
     return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
+
+
+def driver_of(connection: Connection) -> psycopg.Connection[Any]:
+    """Return what SQLAlchemy talks through, for COPY and for results in binary."""
+    return cast_type("psycopg.Connection[Any]", connection.connection.driver_connection)
 
 
 def _array(type_: TypeEngine[Any], values: Collection[object]) -> ColumnElement[Any]:

@@ -6,35 +6,48 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from sqlalchemy import (
-    BigInteger,
     Connection,
-    Double,
-    Integer,
     Row,
-    SmallInteger,
-    Text,
-    delete,
     func,
     insert,
-    literal,
     select,
+    text,
     update,
 )
-from sqlalchemy.dialects.postgresql import REAL
-from sqlalchemy.dialects.postgresql import insert as upsert
 
-from services.buffer.arrays import any_of, table_of
+from services.buffer.arrays import any_of, driver_of, text_of
 from services.buffer.payload_cache import Payload, PayloadCache
 from services.buffer.references import load_ref_logprobs
 from services.buffer.sampling import Batch, DeckName, DeckState, GroupDraw
-from services.buffer.state_tables import decks, sampler_state
-from services.buffer.tables import batches, draws, payloads, prompts, runs, tasks
+from services.buffer.tables import batches, draws, prompts, runs, tasks
 from tba_common.messages import Draw, Group
 from tba_common.tasks import Task
+
+_FORGET: Final = text("""
+    WITH gone AS (DELETE FROM draws WHERE run_id = :run_id AND batch_id = :batch_id)
+    DELETE FROM batches WHERE run_id = :run_id AND batch_id = :batch_id
+""")
+_SAVE_DECKS: Final = text("""
+    INSERT INTO decks (run_id, deck, prompt_id, dealt)
+    SELECT :run_id, unnest(CAST(:decks AS text[])), unnest(CAST(:prompt_ids AS bigint[])),
+        unnest(CAST(:dealt AS int[]))
+    ON CONFLICT (run_id, deck, prompt_id) DO UPDATE SET dealt = excluded.dealt
+""")
+_MOVE: Final = text("""
+    UPDATE sampler_state SET samples = samples + :samples, online_floor = :online, offline_floor = :offline
+    WHERE run_id = :run_id
+""")
+_COPY_DRAWS: Final = """
+    COPY draws (run_id, batch_id, group_index, position, trajectory_id, draw_logprob, marginal_logprob, reward,
+        policy_version) FROM STDIN (FORMAT BINARY)
+"""
+_PAYLOADS: Final = """
+    SELECT trajectory_id, token_ids, logprobs FROM payloads WHERE run_id = %s AND trajectory_id = ANY(%s::bigint[])
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +63,7 @@ def record(connection: Connection, run_id: str, batch_id: int, drawn: Batch) -> 
 
     A batch of this id is replaced: its trajectories are gone, so that it could not be sent as it was.
     """
-    for table in (draws, batches):
-        connection.execute(delete(table).where(table.c.run_id == run_id, table.c.batch_id == batch_id))
+    connection.execute(_FORGET, {"run_id": run_id, "batch_id": batch_id})
     groups = drawn.groups
     task_steps = _count_tasks(connection, {group.task_id for group in groups})
     described = [_describe(group, task_steps[group.task_id]) for group in groups]
@@ -59,13 +71,9 @@ def record(connection: Connection, run_id: str, batch_id: int, drawn: Batch) -> 
     connection.execute(insert(batches).values(batch))
     _insert_draws(connection, run_id, batch_id, groups)
     _save_decks(connection, run_id, drawn.decks)
-    samples = sum(len(group.rows) for group in groups)
-    state = {
-        "samples": sampler_state.c.samples + samples,
-        "online_floor": drawn.decks["online"].floor,
-        "offline_floor": drawn.decks["offline"].floor,
-    }
-    connection.execute(update(sampler_state).where(sampler_state.c.run_id == run_id).values(state))
+    state = {"samples": sum(len(group.rows) for group in groups)}
+    floors = {name: deck.floor for name, deck in drawn.decks.items()}
+    connection.execute(_MOVE, {"run_id": run_id} | state | floors)
 
 
 def _count_tasks(connection: Connection, task_ids: set[int]) -> dict[int, int]:
@@ -90,32 +98,28 @@ def _describe(group: GroupDraw, task_step: int) -> dict[str, Any]:
 
 
 def _insert_draws(connection: Connection, run_id: str, batch_id: int, groups: Sequence[GroupDraw]) -> None:
-    sizes = [len(group.rows) for group in groups]
-    rows = np.concatenate([group.rows for group in groups])
-    given = table_of(
-        group_index=(SmallInteger(), np.repeat(np.arange(len(groups)), sizes).tolist()),
-        position=(SmallInteger(), [k for size in sizes for k in range(size)]),
-        trajectory_id=(BigInteger(), rows["trajectory_id"].tolist()),
-        draw_logprob=(Double(), np.concatenate([g.picks.draw_logprobs for g in groups]).tolist()),
-        marginal_logprob=(Double(), np.concatenate([g.picks.marginal_logprobs for g in groups]).tolist()),
-        reward=(REAL(), rows["reward"].tolist()),
-        policy_version=(Integer(), rows["version"].tolist()),
-    )
-    names = ["run_id", "batch_id", *(c.name for c in given.c)]
-    source = select(literal(run_id), literal(batch_id), *given.c)
-    connection.execute(insert(draws).from_select(names, source))
+    with driver_of(connection).cursor() as cursor, cursor.copy(_COPY_DRAWS) as copy:
+        copy.set_types(["text", "int4", "int2", "int2", "int8", "float8", "float8", "float4", "int4"])
+        for index, group in enumerate(groups):
+            columns = (
+                group.rows["trajectory_id"].tolist(),
+                group.picks.draw_logprobs.tolist(),
+                group.picks.marginal_logprobs.tolist(),
+                group.rows["reward"].tolist(),
+                group.rows["version"].tolist(),
+            )
+            for position, values in enumerate(zip(*columns, strict=True)):
+                copy.write_row((run_id, batch_id, index, position, *values))
 
 
 def _save_decks(connection: Connection, run_id: str, moved: Mapping[DeckName, DeckState]) -> None:
     counts = [(name, prompt_id, dealt) for name, deck in moved.items() for prompt_id, dealt in deck.dealt.items()]
-    given = table_of(
-        deck=(Text(), [name for name, _, _ in counts]),
-        prompt_id=(BigInteger(), [prompt_id for _, prompt_id, _ in counts]),
-        dealt=(Integer(), [dealt for _, _, dealt in counts]),
-    )
-    statement = upsert(decks).from_select(["run_id", *(c.name for c in given.c)], select(literal(run_id), *given.c))
-    keys = [decks.c.run_id, decks.c.deck, decks.c.prompt_id]
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_={"dealt": statement.excluded.dealt}))
+    given = {
+        "decks": text_of(name for name, _, _ in counts),
+        "prompt_ids": text_of(prompt_id for _, prompt_id, _ in counts),
+        "dealt": text_of(dealt for _, _, dealt in counts),
+    }
+    connection.execute(_SAVE_DECKS, {"run_id": run_id} | given)
 
 
 def load_recorded(connection: Connection, run_id: str) -> Recorded:
@@ -142,7 +146,10 @@ def load_groups(
     described = connection.execute(
         select(batches.c.groups).where(batches.c.run_id == run_id, batches.c.batch_id == batch_id)
     ).scalar_one()
-    of_batch = select(draws).where(draws.c.run_id == run_id, draws.c.batch_id == batch_id)
+    columns = ("group_index", "trajectory_id", "reward", "policy_version", "draw_logprob")
+    of_batch = select(*(draws.c[name] for name in columns)).where(
+        draws.c.run_id == run_id, draws.c.batch_id == batch_id
+    )
     rows = connection.execute(of_batch.order_by(draws.c.group_index, draws.c.position)).all()
     found = _load_payloads(connection, run_id, {row.trajectory_id for row in rows}, cache)
     if not all(row.trajectory_id in found for row in rows):
@@ -177,17 +184,18 @@ def _load_payloads(
     found = cache.get(trajectory_ids)
     missing = trajectory_ids - found.keys()
     if missing:
-        mine = payloads.c.run_id == run_id, payloads.c.trajectory_id == any_of(missing)
-        query = select(payloads.c.trajectory_id, payloads.c.token_ids, payloads.c.logprobs).where(*mine)
-        read = {row.trajectory_id: (row.token_ids, row.logprobs) for row in connection.execute(query)}
+        with driver_of(connection).cursor(binary=True) as cursor:  # as text, bytes are twice as long
+            rows = cursor.execute(_PAYLOADS, (run_id, list(missing)))
+            read = {trajectory_id: (token_ids, logprobs) for trajectory_id, token_ids, logprobs in rows}
         cache.put(read)
         found |= read
     return found
 
 
 def _draw(row: Row[Any], payload: Payload, ref_logprob: float | None) -> Draw:
+    """Not validated again: it was when it came, and a batch has hundreds."""
     token_ids, logprobs = payload
-    return Draw(
+    return Draw.model_construct(
         trajectory_id=row.trajectory_id,
         token_ids=np.frombuffer(token_ids, dtype="<i4"),
         logprobs=np.frombuffer(logprobs, dtype="<f4"),

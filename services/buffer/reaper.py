@@ -10,15 +10,29 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import text
 
-from services.buffer.arrays import any_of
+from services.buffer.arrays import text_of
 from services.buffer.lease import Lease
-from services.buffer.state_tables import sampler_state
-from services.buffer.tables import draws, payloads, runs, trajectories
 
 _EVERY_SECONDS: Final = 2.0
-_AT_ONCE: Final = 2_000
+_AT_ONCE: Final = 1_000  # a turn of the buffer that deletes must stay a short one
+# What is needed is looked up once, not for each row: a plan made while there were few draws would never end.
+_DELETE: Final = text("""
+    WITH needed AS MATERIALIZED (
+        SELECT trajectory_id FROM draws WHERE run_id = :run_id AND trajectory_id = ANY(CAST(:due AS bigint[]))
+            AND batch_id > (SELECT checkpoint_batch_id FROM runs WHERE run_id = :run_id)
+    ), gone AS (
+        DELETE FROM trajectories WHERE run_id = :run_id AND trajectory_id = ANY(CAST(:due AS bigint[]))
+            AND trajectory_id NOT IN (SELECT trajectory_id FROM needed) RETURNING trajectory_id
+    ), bare AS (
+        DELETE FROM payloads WHERE run_id = :run_id AND trajectory_id = ANY(CAST(:due AS bigint[]))
+            AND trajectory_id NOT IN (SELECT trajectory_id FROM needed)
+    ), counted AS (
+        UPDATE sampler_state SET evicted = evicted + (SELECT count(*) FROM gone) WHERE run_id = :run_id
+    )
+    SELECT trajectory_id FROM gone
+""")
 
 
 class Reaper:
@@ -57,18 +71,6 @@ class Reaper:
         return len(deleted)
 
     def _delete(self, trajectory_ids: set[int]) -> set[int]:
-        covered = select(runs.c.checkpoint_batch_id).where(runs.c.run_id == self._run_id).scalar_subquery()
-        needed = exists().where(
-            draws.c.trajectory_id == trajectories.c.trajectory_id,
-            draws.c.run_id == self._run_id,
-            draws.c.batch_id > covered,
-        )
-        mine = trajectories.c.run_id == self._run_id, trajectories.c.trajectory_id == any_of(trajectory_ids)
-        gone = delete(trajectories).where(*mine, ~needed).returning(trajectories.c.trajectory_id)
+        given = {"run_id": self._run_id, "due": text_of(trajectory_ids)}
         with self._lease.transaction() as connection:
-            deleted = set(connection.execute(gone).scalars())
-            theirs = payloads.c.run_id == self._run_id, payloads.c.trajectory_id == any_of(deleted)
-            connection.execute(delete(payloads).where(*theirs))
-            count = update(sampler_state).where(sampler_state.c.run_id == self._run_id)
-            connection.execute(count.values(evicted=sampler_state.c.evicted + len(deleted)))
-        return deleted
+            return set(connection.execute(_DELETE, given).scalars())

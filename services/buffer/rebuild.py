@@ -6,12 +6,12 @@ takes them apart. What was never drawn is found by subtracting the ids of recent
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
-import psycopg
 from sqlalchemy import Connection
 
+from services.buffer.arrays import driver_of
 from services.buffer.index import ROW, Ids, Index, Rows
 from services.buffer.pacing import Backlog
 
@@ -58,8 +58,7 @@ def rebuild(connection: Connection, run_id: str, index: Index) -> tuple[list[int
 
 
 def _fetch(connection: Connection, query: str, dtype: np.dtype[Any], **parameters: object) -> Rows:
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
-    with driver.cursor(binary=True) as cursor:
+    with driver_of(connection).cursor(binary=True) as cursor:
         parts = [row[0] for row in cursor.execute(query, parameters)]
     return np.frombuffer(b"".join(parts), dtype=dtype)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
-import psycopg
 from sqlalchemy import BigInteger, Column, Connection, Integer, LargeBinary, text
 
-from services.buffer.arrays import text_of
+from services.buffer.arrays import driver_of, text_of
 from services.buffer.arrivals import Key, Row
 from services.buffer.tables import ID_BLOCK
 
@@ -120,7 +119,7 @@ def _next_ids(connection: Connection, count: int) -> list[int]:
 def _copy(connection: Connection, run_id: str, rows: Sequence[tuple[int, Row]]) -> None:
     if not rows:
         return
-    with _driver(connection).cursor() as cursor:
+    with driver_of(connection).cursor() as cursor:
         with cursor.copy(_copy_into("trajectories", _COLUMNS)) as copy:
             copy.set_types([*_COLUMNS.values()])
             for trajectory_id, row in rows:
@@ -150,10 +149,6 @@ def _copy(connection: Connection, run_id: str, rows: Sequence[tuple[int, Row]]) 
 
 def _copy_into(table: str, columns: dict[str, str]) -> Any:
     return f"COPY {table} ({', '.join(columns)}) FROM STDIN (FORMAT BINARY)"
-
-
-def _driver(connection: Connection) -> psycopg.Connection[Any]:
-    return cast("psycopg.Connection[Any]", connection.connection.driver_connection)
 
 
 def _refresh(connection: Connection, run_id: str, rows: Sequence[tuple[int, Row]]) -> None:
