@@ -16,7 +16,9 @@ from services.buffer.arrays import text_of
 from services.buffer.lease import Lease
 
 _EVERY_SECONDS: Final = 2.0
-_AT_ONCE: Final = 1_000  # a turn of the buffer that deletes must stay a short one
+_LATEST_SECONDS: Final = 10.0
+_AT_ONCE: Final = 2_000
+_TOO_MANY: Final = 2 * _AT_ONCE
 # What is needed is looked up once, not for each row: a plan made while there were few draws would never end.
 _DELETE: Final = text("""
     WITH needed AS MATERIALIZED (
@@ -56,13 +58,16 @@ class Reaper:
         """Do not delete these: they came again and are back in the index."""
         self._wanted.difference_update(trajectory_ids)
 
-    def turn(self, now: float) -> int:
-        """Delete some of what is due, every two seconds or when that many wait; return how many."""
-        if now - self._reaped_at >= _EVERY_SECONDS:
+    def turn(self, now: float, *, is_busy: bool = False) -> int:
+        """Delete some of what is due, every two seconds or when that many wait; return how many.
+
+        In a turn that is busy with something else, only when it waits for long or is too much.
+        """
+        if now - self._reaped_at >= (_LATEST_SECONDS if is_busy else _EVERY_SECONDS):
             self._reaped_at = now
             self._queue.extend(self._needed)
             self._needed.clear()
-        elif len(self._queue) < _AT_ONCE:
+        elif len(self._queue) < (_TOO_MANY if is_busy else _AT_ONCE):
             return 0
         due = {self._queue.popleft() for _ in range(min(_AT_ONCE, len(self._queue)))} & self._wanted
         deleted = self._delete(due) if due else set()

@@ -17,7 +17,7 @@ from services.buffer.feed import Feed
 from services.buffer.inbox import Inbox, Source, gather
 from services.buffer.ingest import Commit, Rejects, ingest, versions_in
 from services.buffer.lease import Lease
-from services.buffer.limiter import feed_credits, holds_ingest
+from services.buffer.limiter import INGEST_ROWS, feed_credits, holds_ingest
 from services.buffer.payload_cache import PayloadCache
 from services.buffer.reaper import Reaper
 from services.buffer.restore import Restored, restore, seed_of
@@ -117,7 +117,7 @@ class Buffer:
         self._dispatcher.turn(now, inserts=self._inserts, trainable=self._feed.trainable, tasks=self._feed.tasks)
         self._report.count("expired", self._feed.turn(now, self._credits()))
         self._errands.turn(now, self._feed.tasks)
-        self._reaper.turn(now)
+        self._reaper.turn(now, is_busy=inbox.rows >= INGEST_ROWS)
         self._report.turn(now, inserts=self._inserts, groups_left=self._credits)
 
     def _brake(self, source: Source) -> None:

@@ -172,14 +172,6 @@ Index(
     trajectories.c.run_id,
     unique=True,
 )
-Index(
-    "ix_trajectories_newest",
-    trajectories.c.prompt_id,
-    trajectories.c.policy_version.desc(),
-    trajectories.c.trajectory_id.desc(),
-    postgresql_include=["reward"],
-)
-
 # Apart, so that an index rebuild reads narrow rows only.
 payloads = Table(
     "payloads",

@@ -73,7 +73,7 @@ def take_in(store: Store, index: Index, reaper: Reaper, inbox: Inbox) -> None:
     for group in commit.groups:
         reaper.spare(group.rows["trajectory_id"].tolist())
         reaper.evict(index.apply(group.prompt_id, group.task_id, group.rows))
-    reaper.turn(time.monotonic())
+    reaper.turn(time.monotonic(), is_busy=True)
 
 
 def measure_ingest(server: Server, store: Store, inboxes: list[Inbox], *, capacity: int) -> Ingest:
@@ -189,6 +189,8 @@ def measure_batches(store: Store, task: Task, inboxes: list[Inbox]) -> tuple[lis
             inbox = waiting.pop()
             taken += inbox.rows
             take_in(store, sampler.index, reaper, inbox)
+        else:
+            reaper.turn(time.monotonic())
         drawing = time.perf_counter()
         batch_id += 1
         drawn = sampler.batch(batch_id)
