@@ -76,7 +76,7 @@ def ingest(lease: Lease, run_id: str, inbox: Inbox, *, version: int, max_stalene
             apply_weights(connection, run_id, weights)
         apply_dead_letters(connection, run_id, inbox.dead_letters)
         commit, rejected = _take_in(connection, run_id, inbox, oldest_version=version - max_staleness)
-        store.save_offsets(connection, run_id, inbox.offsets)
+        store.save_progress(connection, run_id, inserts=commit.inserts, offsets=inbox.offsets)
         if commit.groups:
             rejects.handled()
         for record, reason in [*inbox.bad, *rejected]:
@@ -101,8 +101,6 @@ def _take_in(
     settled = tuple((o, store.settlement_of(o, plan.first_issue, stored)) for o in plan.outcomes.values())
     store.settle(connection, [settlement for _, settlement in settled])
     inserts = sum(len(outcome.kept) for outcome in plan.outcomes.values())
-    if inserts:
-        store.add_inserts(connection, run_id, inserts)
     requests = judged.settle(connection, run_id, inbox.judged, inbox.dead_letters)
     changed = (Group(x, task_id, rows_of(rows)) for (x, task_id), rows in requests.changed.items() if rows)
     commit = Commit(

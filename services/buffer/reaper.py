@@ -26,14 +26,14 @@ _DELETE: Final = text("""
             AND batch_id > (SELECT checkpoint_batch_id FROM runs WHERE run_id = :run_id)
     ), gone AS (
         DELETE FROM trajectories WHERE run_id = :run_id AND trajectory_id = ANY(CAST(:due AS bigint[]))
-            AND trajectory_id NOT IN (SELECT trajectory_id FROM needed) RETURNING trajectory_id
+            AND trajectory_id NOT IN (SELECT trajectory_id FROM needed) RETURNING 1
     ), bare AS (
         DELETE FROM payloads WHERE run_id = :run_id AND trajectory_id = ANY(CAST(:due AS bigint[]))
             AND trajectory_id NOT IN (SELECT trajectory_id FROM needed)
     ), counted AS (
         UPDATE sampler_state SET evicted = evicted + (SELECT count(*) FROM gone) WHERE run_id = :run_id
     )
-    SELECT trajectory_id FROM gone
+    SELECT trajectory_id FROM needed
 """)
 
 
@@ -70,12 +70,13 @@ class Reaper:
         elif len(self._queue) < (_TOO_MANY if is_busy else _AT_ONCE):
             return 0
         due = {self._queue.popleft() for _ in range(min(_AT_ONCE, len(self._queue)))} & self._wanted
-        deleted = self._delete(due) if due else set()
-        self._wanted -= deleted
-        self._needed |= due - deleted
-        return len(deleted)
+        needed = self._delete(due) if due else set()
+        self._wanted -= due - needed
+        self._needed |= needed
+        return len(due - needed)
 
     def _delete(self, trajectory_ids: set[int]) -> set[int]:
+        """Delete these but for those that are still needed, which are returned."""
         given = {"run_id": self._run_id, "due": text_of(trajectory_ids)}
         with self._lease.transaction() as connection:
             return set(connection.execute(_DELETE, given).scalars())

@@ -48,8 +48,8 @@ _SETTLE: Final = text("""
     ) AS ended (issue_id, stored, duplicates, dead_lettered, expired)
     WHERE issues.issue_id = ended.issue_id AND state = 'in_flight'
 """)
-_ADD_INSERTS: Final = text("UPDATE sampler_state SET inserts = inserts + :inserts WHERE run_id = :run_id")
-_SAVE_OFFSETS: Final = text("""
+_SAVE_PROGRESS: Final = text("""
+    WITH counted AS (UPDATE sampler_state SET inserts = inserts + :inserts WHERE run_id = :run_id AND :inserts > 0)
     INSERT INTO input_offsets (run_id, topic, partition, next_offset)
     SELECT :run_id, unnest(CAST(:topics AS text[])), unnest(CAST(:partitions AS int[])),
         unnest(CAST(:next_offsets AS bigint[]))
@@ -125,17 +125,15 @@ def keep_prompt_tokens(connection: Connection, token_ids: Mapping[int, bytes]) -
         connection.execute(update(prompts).where(same).values(token_ids=given.c.token_ids))
 
 
-def add_inserts(connection: Connection, run_id: str, inserts: int) -> None:
-    """Count trajectories taken in, for the limiter."""
-    connection.execute(_ADD_INSERTS, {"run_id": run_id, "inserts": inserts})
+def save_progress(connection: Connection, run_id: str, *, inserts: int, offsets: Mapping[tuple[str, int], int]) -> None:
+    """Count trajectories taken in, for the limiter, and remember where to read on.
 
-
-def save_offsets(connection: Connection, run_id: str, offsets: Mapping[tuple[str, int], int]) -> None:
-    """Remember where to read on. An offset may go back: a broker that forgot starts again from 0."""
-    if offsets:
-        given = {
-            "topics": [topic for topic, _ in offsets],
-            "partitions": text_of(partition for _, partition in offsets),
-            "next_offsets": text_of(offsets.values()),
-        }
-        connection.execute(_SAVE_OFFSETS, {"run_id": run_id} | given)
+    An offset may go back: a broker that forgot starts again from 0.
+    """
+    given = {
+        "inserts": inserts,
+        "topics": [topic for topic, _ in offsets],
+        "partitions": text_of(partition for _, partition in offsets),
+        "next_offsets": text_of(offsets.values()),
+    }
+    connection.execute(_SAVE_PROGRESS, {"run_id": run_id} | given)
