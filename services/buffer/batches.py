@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,17 +14,16 @@ from sqlalchemy import (
     Connection,
     Row,
     func,
-    insert,
     select,
     text,
     update,
 )
 
-from services.buffer.arrays import any_of, driver_of, text_of
+from services.buffer.arrays import driver_of, text_of
 from services.buffer.payload_cache import Payload, PayloadCache
 from services.buffer.references import load_ref_logprobs
 from services.buffer.sampling import Batch, DeckName, DeckState, GroupDraw
-from services.buffer.tables import batches, draws, prompts, runs, tasks
+from services.buffer.tables import batches, runs
 from tba_common.messages import Draw, Group
 from tba_common.tasks import Task
 
@@ -41,6 +41,20 @@ _MOVE: Final = text("""
     UPDATE sampler_state SET samples = samples + :samples, online_floor = :online, offline_floor = :offline
     WHERE run_id = :run_id
 """)
+_COUNT_TASKS: Final = text("""
+    UPDATE tasks SET task_steps = task_steps + 1 WHERE task_id = ANY(CAST(:ids AS bigint[]))
+    RETURNING task_id, task_steps - 1
+""")
+_RECORD: Final = text("""
+    INSERT INTO batches (run_id, batch_id, policy_version, groups)
+    VALUES (:run_id, :batch_id, :version, CAST(:groups AS jsonb))
+""")
+_GROUPS: Final = text("SELECT groups FROM batches WHERE run_id = :run_id AND batch_id = :batch_id")
+_DRAWS: Final = text("""
+    SELECT group_index, trajectory_id, reward, policy_version, draw_logprob FROM draws
+    WHERE run_id = :run_id AND batch_id = :batch_id ORDER BY group_index, position
+""")
+_PROMPTS: Final = text("SELECT prompt_id, token_ids FROM prompts WHERE prompt_id = ANY(CAST(:ids AS bigint[]))")
 _COPY_DRAWS: Final = """
     COPY draws (run_id, batch_id, group_index, position, trajectory_id, draw_logprob, marginal_logprob, reward,
         policy_version) FROM STDIN (FORMAT BINARY)
@@ -67,8 +81,8 @@ def record(connection: Connection, run_id: str, batch_id: int, drawn: Batch) -> 
     groups = drawn.groups
     task_steps = _count_tasks(connection, {group.task_id for group in groups})
     described = [_describe(group, task_steps[group.task_id]) for group in groups]
-    batch = {"run_id": run_id, "batch_id": batch_id, "policy_version": drawn.version, "groups": described}
-    connection.execute(insert(batches).values(batch))
+    batch = {"run_id": run_id, "batch_id": batch_id, "version": drawn.version, "groups": json.dumps(described)}
+    connection.execute(_RECORD, batch)
     _insert_draws(connection, run_id, batch_id, groups)
     _save_decks(connection, run_id, drawn.decks)
     state = {"samples": sum(len(group.rows) for group in groups)}
@@ -78,9 +92,7 @@ def record(connection: Connection, run_id: str, batch_id: int, drawn: Batch) -> 
 
 def _count_tasks(connection: Connection, task_ids: set[int]) -> dict[int, int]:
     """Count one more batch for each task; return how many there were before."""
-    mine = update(tasks).where(tasks.c.task_id == any_of(task_ids)).values(task_steps=tasks.c.task_steps + 1)
-    rows = connection.execute(mine.returning(tasks.c.task_id, tasks.c.task_steps))
-    return {row.task_id: row.task_steps - 1 for row in rows}
+    return {row[0]: row[1] for row in connection.execute(_COUNT_TASKS, {"ids": text_of(task_ids)})}
 
 
 def _describe(group: GroupDraw, task_step: int) -> dict[str, Any]:
@@ -143,21 +155,15 @@ def load_groups(
     connection: Connection, run_id: str, batch_id: int, specs: Mapping[int, Task], cache: PayloadCache
 ) -> list[Group] | None:
     """Return a recorded batch as messages, or None when a trajectory of it is not stored any more."""
-    described = connection.execute(
-        select(batches.c.groups).where(batches.c.run_id == run_id, batches.c.batch_id == batch_id)
-    ).scalar_one()
-    columns = ("group_index", "trajectory_id", "reward", "policy_version", "draw_logprob")
-    of_batch = select(*(draws.c[name] for name in columns)).where(
-        draws.c.run_id == run_id, draws.c.batch_id == batch_id
-    )
-    rows = connection.execute(of_batch.order_by(draws.c.group_index, draws.c.position)).all()
+    asked = {"run_id": run_id, "batch_id": batch_id}
+    described = connection.execute(_GROUPS, asked).scalar_one()
+    rows = connection.execute(_DRAWS, asked).all()
     found = _load_payloads(connection, run_id, {row.trajectory_id for row in rows}, cache)
     if not all(row.trajectory_id in found for row in rows):
         return None
     ref_logprobs = load_ref_logprobs(connection, run_id, found.keys(), specs)
-    prompt_ids = [group["prompt_id"] for group in described]
-    tokens = select(prompts.c.prompt_id, prompts.c.token_ids).where(prompts.c.prompt_id == any_of(prompt_ids))
-    prompt_tokens = {row.prompt_id: row.token_ids for row in connection.execute(tokens)}
+    prompt_ids = text_of(group["prompt_id"] for group in described)
+    prompt_tokens = {row[0]: row[1] for row in connection.execute(_PROMPTS, {"ids": prompt_ids})}
     return [
         Group(
             run_id=run_id,

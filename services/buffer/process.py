@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import uuid
@@ -61,6 +62,7 @@ def _work(settings: BufferSettings, lease: Lease, life: Lifecycle) -> None:
     producer = Producer(settings.brokers, settings.run_id)
     rejects = DeadLetters(producer, settings.run_id, "tba-buffer")
     buffer = Buffer(settings, lease, producer, rejects)
+    gc.freeze()  # the index stays: nobody need look for garbage in it
     arrivals, control = (
         Reader(settings.brokers, settings.run_id, [topic.name for topic in names], buffer.offsets)
         for names in ((topics.TRAJECTORIES,), CONTROL)

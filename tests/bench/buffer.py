@@ -44,7 +44,7 @@ from tests.bench._buffer_world import COMPLETIONS, ROWS_PER_PROMPT, Store, arriv
 
 ROOT: Final = Path(__file__).parents[2]
 PEERS: Final = {"torchrl": ".venv-peers", "cpprb": ".venv-peers", "reverb": ".venv-reverb"}
-INGESTED: Final = 20_000  # rows of each measurement
+INGESTED: Final = 40_000  # rows of each measurement
 NEW_OF_HUNDRED: Final = 24  # responses of a changed prompt that a sync brings, of those it sends
 
 
