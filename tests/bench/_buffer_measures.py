@@ -50,6 +50,7 @@ class Ingest:
     whole_rows_per_second: float
     written_rows_per_second: float
     cpu_us: float  # a row, of both processes
+    written_cpu_us: float  # the same without judging
     server_cpu_us: float
     wal_bytes: float  # a row
     p99_ms: float  # of a transaction
@@ -80,13 +81,14 @@ def take_in(store: Store, index: Index, reaper: Reaper, inbox: Inbox) -> None:
 def measure_ingest(server: Server, store: Store, inboxes: list[Inbox], *, capacity: int) -> Ingest:
     """Ingest as fast as possible; with a capacity that is reached, every row pushes out one, which is deleted."""
     index, reaper = opened(store, capacity_per_prompt=capacity).sampler.index, Reaper(store.lease, RUN)
-    judging = 0.0
+    judging, judging_cpu = 0.0, 0.0
 
     def timed(*given: Any, **named: Any) -> Any:
-        nonlocal judging
-        began = time.perf_counter()
+        nonlocal judging, judging_cpu
+        began, cpu_began = time.perf_counter(), time.process_time()
         plan = judge(*given, **named)
         judging += time.perf_counter() - began
+        judging_cpu += time.process_time() - cpu_began
         return plan
 
     for inbox in inboxes[:WARM_UP]:
@@ -110,10 +112,19 @@ def measure_ingest(server: Server, store: Store, inboxes: list[Inbox], *, capaci
         whole_rows_per_second=rows / sum(seconds),
         written_rows_per_second=rows / (sum(seconds) - judging),
         cpu_us=(client + serving) / rows * 1e6,
+        written_cpu_us=(client - judging_cpu + serving) / rows * 1e6,
         server_cpu_us=serving / rows * 1e6,
         wal_bytes=logged / rows,
         p99_ms=percentile(seconds, 99),
     )
+
+
+def measure_vacuum(server: Server, store: Store) -> float:
+    """CPU seconds of the server for a vacuum of both tables of trajectories."""
+    began = server.cpu_seconds()
+    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM (PARALLEL 0) trajectories, payloads"))
+    return server.cpu_seconds() - began
 
 
 def measure_draws(sampler: Sampler) -> list[float]:

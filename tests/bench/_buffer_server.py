@@ -13,7 +13,8 @@ from sqlalchemy import Connection, create_engine, text
 from tba_cli.local import postgres
 from tba_cli.local.ports import free_ports
 
-SETTINGS: Final = {"shared_buffers": "1GB", "max_wal_size": "1GB"}  # of a small production server; fsync is on
+#: Of a small production server; fsync is on.
+SETTINGS: Final = {"shared_buffers": "1GB", "max_wal_size": "1GB"}
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 

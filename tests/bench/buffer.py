@@ -5,6 +5,8 @@
 Ours is measured on a real PostgreSQL with fsync on. The original is our own re-implementation (_original_buffer.py).
 Peers run in environments that `make bench-peers` builds; one that is not there is said to be missing, and null.
 The last line is one JSON object. Its figures are those of the largest size; "growth" is against the smallest.
+`ingest_vs_original` compares CPU from items that are ready to items that are stored: rows here, objects there. Vacuums
+are measured apart, so that no figure has one by chance; `tests/bench/buffer_soak.py` runs with autovacuum.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from tests.bench._buffer_measures import (
     measure_ingest,
     measure_insert_and_draw,
     measure_rebuild,
+    measure_vacuum,
     opened,
     percentile,
 )
@@ -55,6 +58,7 @@ class Ours:
     rows: int
     plain: Ingest
     evicting: Ingest
+    vacuum: float  # CPU of the server, after as many rows as were ingested were deleted
     draws: list[float]
     batches: list[float]
     turns: list[float]
@@ -91,6 +95,7 @@ def measure_ours(server: Server, rows: int, *, recovers: bool) -> Ours:
     rebuild = measure_rebuild(store)
     plain = measure_ingest(server, store, store.answered(INGESTED, prompts, version=1), capacity=100_000)
     evicting = measure_ingest(server, store, store.answered(INGESTED, prompts, version=2), capacity=ROWS_PER_PROMPT)
+    vacuum = measure_vacuum(server, store)
     batches, turns = measure_batches(store, task, store.answered(INGESTED, prompts, version=3))
     recovery = measure_recovery(server, store) if recovers else None
     store.close()
@@ -98,6 +103,7 @@ def measure_ours(server: Server, rows: int, *, recovers: bool) -> Ours:
         rows=rows,
         plain=plain,
         evicting=evicting,
+        vacuum=vacuum,
         draws=draws,
         batches=batches,
         turns=turns,
@@ -159,7 +165,7 @@ def figures_of(ours: Sequence[Ours], theirs: Theirs, peers: dict[str, dict[str, 
         "rebuild_seconds": round(large.rebuild, 2),
         "recovery_seconds": round(large.recovery.to_batch, 1) if large.recovery else None,
         "get_batch_vs_original": round(theirs.get_batch / large.get_batch, 1),
-        "ingest_vs_original": round(theirs.insert * 1e6 / large.evicting.cpu_us, 1),
+        "ingest_vs_original": round(theirs.insert * 1e6 / large.evicting.written_cpu_us, 1),
         "bytes_vs_original": round(theirs.sync_bytes / wire_bytes(), 1),
         "insert_cpu_vs_reverb": round(large.plain.cpu_us / reverb["insert_cpu_us"], 2) if reverb else None,
         "grouped_draw_vs_torchrl": round(torchrl["insert_and_draw_cpu_ms"] / (large.insert_and_draw * 1e3), 1)
@@ -175,12 +181,12 @@ def lines(size: Ours) -> dict[str, str]:
     return {
         "ingest, from decoded messages; rows/s": f"{plain.whole_rows_per_second:,.0f}",
         "  the same from rows: the write path alone": f"{plain.written_rows_per_second:,.0f}",
-        "  CPU us a row, both processes (server)": f"{plain.cpu_us:.0f} ({plain.server_cpu_us:.0f})",
+        "  CPU us a row, both processes; from rows; server": _cpu(plain),
         "  transaction of 500 p99 ms; WAL bytes a row": f"{plain.p99_ms:.0f}; {plain.wal_bytes:,.0f}",
         "ingest and deletion of as many, from messages; rows/s": f"{evicting.whole_rows_per_second:,.0f}",
         "  the same from rows": f"{evicting.written_rows_per_second:,.0f}",
-        "  CPU us a row (server); WAL bytes a row": f"{evicting.cpu_us:.0f} ({evicting.server_cpu_us:.0f});"
-        f" {evicting.wal_bytes:,.0f}",
+        "  CPU us a row, likewise": _cpu(evicting),
+        "  WAL bytes a row; CPU us of a later vacuum": f"{evicting.wal_bytes:,.0f}; {size.vacuum / INGESTED * 1e6:.0f}",
         "index draw of 16 x 20, p50 / p99 ms": f"{percentile(size.draws, 50):.2f} / {percentile(size.draws, 99):.2f}",
         "batch drawn, recorded, read; p50 / p99 ms": f"{percentile(size.batches, 50):.1f} /"
         f" {percentile(size.batches, 99):.1f}",
@@ -195,6 +201,10 @@ def lines(size: Ours) -> dict[str, str]:
         else "-",
         "somebody waited for a core, % of the time": "unknown" if size.stalled is None else f"{size.stalled:.0f}",
     }
+
+
+def _cpu(ingest: Ingest) -> str:
+    return f"{ingest.cpu_us:.0f}; {ingest.written_cpu_us:.0f}; {ingest.server_cpu_us:.0f}"
 
 
 def show(ours: Sequence[Ours], theirs: Theirs, peers: dict[str, dict[str, float] | None]) -> None:
@@ -225,7 +235,7 @@ def main() -> None:
     sizes = sorted(parser.parse_args().rows)
     ours = []
     with TemporaryDirectory() as directory:
-        server = Server(Path(directory) / "postgres")
+        server = Server(Path(directory) / "postgres", autovacuum="off")
         try:
             for rows in sizes:
                 ours.append(measure_ours(server, rows, recovers=rows == sizes[-1]))
