@@ -14,7 +14,7 @@ from tba_cli.client import Client
 from tba_cli.local.stack import Stack, StackOptions
 from tba_common.tasks import PromptSpec, Sampling, ScorerTerm, Target, Task
 
-STEPS: Final = 60
+STEPS: Final = 300  # a fast machine makes dozens while a killed process starts again
 PROMPTS: Final = [
     PromptSpec(text=f"{a}+{b}=", reference=str(a + b), key=f"{a}+{b}") for a in range(10) for b in range(10)
 ]

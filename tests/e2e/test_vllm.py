@@ -92,9 +92,12 @@ def test_weights_are_swapped_under_requests_in_flight_and_none_is_lost(tiny_mode
 
 @pytest.fixture
 def busy(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[Stack, Client]]:
-    """A stack whose one generator has 32 long prompts in flight, and whose learner waits for all of them."""
+    """A stack whose one generator has 32 long prompts in flight, and whose learner waits for all of them.
+
+    Before any answer has been seen, four batches of prompts may be in flight.
+    """
     asked = options(tiny_model, tmp_path, steps=1)
-    asked.env["tba-buffer"]["TBA_MIN_SIZE"] = "128"  # type: ignore[index]
+    asked.env["tba-buffer"].update(TBA_MIN_SIZE="128", TBA_GROUPS_PER_BATCH="8")  # type: ignore[attr-defined]
     with Stack(asked) as stack, Client(stack.url, attempts=9) as client:
         client.post_task(TASK, PROMPTS)
         stack.wait_for(lambda: client.status().ledger.in_flight >= 128, seconds=60, what="32 prompts in flight")
