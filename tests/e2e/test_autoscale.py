@@ -14,8 +14,8 @@ from tba_cli.local.stack import Stack, StackOptions
 from tba_cli.up import follow
 from tba_common.tasks import PromptSpec, Sampling, ScorerTerm, Target, Task
 
-SIZES: Final = (1, 2, 3, 2) * 5  # twenty changes
-MOST: Final = 3
+SIZES: Final = (1, 2, 4, 3) * 5  # twenty changes
+MOST: Final = 4
 GENERATORS: Final = [f"tba-generator-{index}" for index in range(MOST)]
 PROMPTS: Final = [
     PromptSpec(text=f"{a}+{b}=", reference=str(a + b), key=f"{a}+{b}") for a in range(9) for b in range(9)
@@ -99,7 +99,12 @@ def goes_down_when_it_does_not(stack: Stack, client: Client) -> None:
     target = client.status().step + 2
     stack.wait_for(lambda: client.status().step >= target, seconds=PATIENCE_SECONDS, what=f"step {target}")
     client.clear_override()
-    wait_for_size(stack, client, MOST - 1)
+
+    def has_shrunk() -> bool:
+        follow(client, stack.generators)
+        return running(stack) == stack.generators.reading < MOST
+
+    stack.wait_for(has_shrunk, seconds=PATIENCE_SECONDS, what="fewer generators for a learner that has enough")
     assert "surplus" in {decision.reason for decision in client.autoscaler().decisions[:3]}
 
 
