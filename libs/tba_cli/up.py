@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -36,18 +37,34 @@ def up(options: StackOptions, console: Console, api_key: str | None = None) -> b
         AlreadyRunning, StartError: see `Stack.start`.
     """
     configure_logging("text")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    told = _told_to_end()
     try:
         with Stack(options, on_line=printer(console)) as stack:
             console.print(Text(_welcome(stack), style="bold"), soft_wrap=True)
             with Client(stack.url, api_key, attempts=1) as client:
-                while stack.supervisor.running:
+                while stack.supervisor.running and not told.is_set():
                     if options.autoscale is not None:
                         follow(client, stack.generators)
                     time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         return True
-    return False
+    return told.is_set()
+
+
+def _told_to_end() -> threading.Event:
+    """Return what Ctrl-C and SIGTERM set, beside breaking off what goes on.
+
+    The exception alone would not do: one that is raised inside a destructor or a callback goes nowhere.
+    """
+    told = threading.Event()
+
+    def end(_number: int, _frame: object) -> None:
+        told.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    return told
 
 
 def follow(client: Client, generators: GeneratorPool) -> None:

@@ -30,12 +30,23 @@ services.specs = lambda options, ports: [ProcessSpec(name="tiny", command=comman
 cli.main()
 """
 
+#: Gets its Ctrl-C in a destructor, out of which no exception comes.
+DEAF_MOMENT = """
+import os, signal, time
+from tba_cli import up
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60.0)
+up.Client = lambda *_, real=up.Client, **named: (Deaf(), real(*_, **named))[1]
+"""
+
 
 @contextmanager
-def tba_up(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A `tba up` that has said that it is up."""
+def tba_up(directory: Path, before: str = "") -> Iterator[subprocess.Popen[str]]:
+    """A `tba up` that has said that it is up; `before` is Python that it runs first."""
     arguments = ("up", "--directory", str(directory), "--model", "some/policy", "--port", "0")
-    command = [sys.executable, "-c", TINY_PLATFORM, *arguments]
+    command = [sys.executable, "-c", before + TINY_PLATFORM, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             assert process.stdout is not None
@@ -61,6 +72,14 @@ def test_a_signal_ends_everything_in_order(tmp_path: Path, number: signal.Signal
     assert "TBA is up" in output
     assert "tiny                   | hello" in output
     assert not any(map(state_file.lives, state.processes))
+    assert not (tmp_path / STATE_FILE).exists()
+
+
+def test_a_signal_is_heard_where_its_exception_is_lost(tmp_path: Path) -> None:
+    with tba_up(tmp_path, before=DEAF_MOMENT) as process:
+        output, _ = process.communicate(timeout=20)
+    assert "Exception ignored" in output
+    assert process.returncode == 0
     assert not (tmp_path / STATE_FILE).exists()
 
 
