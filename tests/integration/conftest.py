@@ -1,9 +1,10 @@
-"""A migrated, empty database for each test: the schema is made once and emptied between tests."""
+"""A migrated, empty database for each test, and a buffer's world on it: the schema is made once and then emptied."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
@@ -11,6 +12,9 @@ from sqlalchemy import Engine, NullPool, create_engine, text
 from services.buffer.migrations import migrate
 from services.buffer.schema import metadata
 from tba_cli.local import postgres
+
+if TYPE_CHECKING:
+    from tests.buffer.world import World
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,13 @@ def migrated(schema: Engine) -> str:
     with schema.begin() as connection:
         connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
     return schema.url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def world(migrated: str) -> Iterator[World]:
+    """Everything around a buffer, on an empty database."""
+    from tests.buffer.world import World  # not before pytest is set up: kafka-python warns when it is imported
+
+    world = World(migrated)
+    yield world
+    world.close()

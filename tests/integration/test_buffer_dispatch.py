@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -15,13 +14,6 @@ from tba_common.messages import Group, Resumed
 from tests.buffer.world import RUN, Running, World
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def world(migrated: str) -> Iterator[World]:
-    world = World(migrated)
-    yield world
-    world.close()
 
 
 def started(world: World, *, train: int = 4, reward: object = ({"scorer": "verifier"},), **settings: object) -> Running:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import func, select, update
@@ -15,13 +14,6 @@ from tba_common import topics
 from tests.buffer.world import World, add_prompts, dead_letter
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def world(migrated: str) -> Iterator[World]:
-    world = World(migrated)
-    yield world
-    world.close()
 
 
 def test_nothing_is_ordered_before_there_is_a_policy(world: World) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,10 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def world(migrated: str) -> Iterator[World]:
-    world = World(migrated)
+def world(world: World) -> World:
+    """One in which the first version is announced."""
     world.announce(0)
-    yield world
-    world.close()
+    return world
 
 
 def turns(world: World, running: Running, count: int = 3) -> None:

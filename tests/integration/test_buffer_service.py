@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,13 +12,6 @@ from services.buffer.tables import runs, tasks
 from tests.buffer.world import Running, World
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def world(migrated: str) -> Iterator[World]:
-    world = World(migrated)
-    yield world
-    world.close()
 
 
 def turn_and_status(world: World, running: Running) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -27,13 +26,6 @@ from tests.buffer.world import Running, World, dead_letter, record, step
 from tests.buffer.world import trajectories as trajectories_of
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def world(migrated: str) -> Iterator[World]:
-    world = World(migrated)
-    yield world
-    world.close()
 
 
 def started(world: World, *, train: int = 4, held_out: int = 0, **settings: object) -> Running:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -20,11 +19,10 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def world(migrated: str) -> Iterator[World]:
-    world = World(migrated)
+def world(world: World) -> World:
+    """One in which the first version is announced."""
     world.announce(0)
-    yield world
-    world.close()
+    return world
 
 
 @pytest.fixture

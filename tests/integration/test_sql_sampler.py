@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import cycle
 from typing import Any
 
@@ -20,13 +19,6 @@ from tests.buffer.law_world import by_sql, fill
 from tests.buffer.world import RUN, Running, World
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def world(migrated: str) -> Iterator[World]:
-    world = World(migrated)
-    yield world
-    world.close()
 
 
 class Line:
