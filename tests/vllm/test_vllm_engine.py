@@ -45,10 +45,13 @@ def greedy(engine: VllmEngine, first_id: int) -> list[list[int]]:
     return [finished.completions[0].token_ids.tolist() for finished in answers(engine, len(TEXTS))]
 
 
-def test_completions_of_one_prompt_differ_and_end_with_eos_once(engine: VllmEngine) -> None:
+def test_completions_of_one_prompt_are_drawn_apart_and_end_with_eos_once(engine: VllmEngine) -> None:
     engine.submit(replace(LONG, completions=8))
     (finished,) = answers(engine, 1)
-    assert len({tuple(completion.token_ids.tolist()) for completion in finished.completions}) == 8
+    sampled = [tuple(completion.token_ids.tolist()) for completion in finished.completions]
+    assert len({tokens[0] for tokens in sampled}) > 1, sampled
+    long = [tokens for tokens in sampled if len(tokens) > 8]  # short ones, such as EOS at once, may well repeat
+    assert len(set(long)) == len(long), sampled
     for completion in finished.completions:
         ends = completion.token_ids.tolist().count(EOS)
         assert ends == (completion.finish_reason == "eos")
