@@ -30,13 +30,13 @@ def values_of(situation: str) -> Values:
     return values
 
 
-def render(values: Values, *, release: str = RELEASE) -> list[Manifest]:
+def render(values: Values, *, release: str = RELEASE, namespace: str = NAMESPACE) -> list[Manifest]:
     """Every manifest of a release, hooks included.
 
     Raises:
         HelmError: the schema or the chart's own checks refuse the values; the message says why.
     """
-    files = _chart().render(values, name=release, namespace=NAMESPACE)
+    files = _chart().render(values, name=release, namespace=namespace)
     texts = (text for path, text in sorted(files.items()) if path.endswith(".yaml"))
     return [manifest for text in texts for manifest in yaml.load_all(text, yaml.CSafeLoader) if manifest]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
+import pytest
+from helm_python import HelmError
+
 from services.generator.kubernetes_actuator import HEALTH_PORT, REQUIRED_RULES
 from tests.chart.rendering import CHART, NAMESPACE, ROOT, Manifest, manifests_of, named, of_kind, render, values_of
+from tests.chart.rules.references import a_url_that_a_pod_is_told_of_may_be_reached
 from tests.chart.rules.rule import Pod, pod, pods, selects, variables
-from tests.chart.rules.syntax import quantity
+from tests.chart.rules.syntax import a_label_is_one, quantity
 
 
 def job_names(values: dict[str, Any]) -> set[str]:
@@ -100,6 +105,20 @@ def test_a_scorer_reaches_the_internet_only_where_its_model_or_its_judge_is() ->
     assert outside == {"judge", "victim"}
 
 
+def test_the_ports_of_an_object_store_and_of_a_judge_are_open_to_those_who_ask_them() -> None:
+    judge = {"name": "judge", "settings": {"TBA_JUDGE_URL": "http://vllm.models:8000/v1"}}
+    store = {"url": "s3://models/run", "objectStore": {"endpointUrl": "http://minio.storage:9000"}}
+    manifests = render({"weights": store, "scorers": [{"name": "verifier"}, judge]})
+    asked = {
+        policy["metadata"]["name"]: {rule["ports"][0]["port"] for rule in policy["spec"]["egress"] if "to" not in rule}
+        for policy in of_kind(manifests, "NetworkPolicy")
+        if policy["spec"].get("egress")
+    }
+    assert {name for name, ports in asked.items() if 9000 in ports} == {"tba-learner", "tba-generator"}
+    assert {name for name, ports in asked.items() if 8000 in ports} == {"tba-reward-judge"}
+    assert list(a_url_that_a_pod_is_told_of_may_be_reached(manifests)) == []
+
+
 def test_a_scorer_that_runs_code_gets_the_runtime_it_is_given() -> None:
     assert pod(manifests_of("multi-node"), "reward-code").spec["runtimeClassName"] == "gvisor"
     assert "runtimeClassName" not in pod(manifests_of("multi-node"), "reward-judge").spec
@@ -131,7 +150,7 @@ def test_a_digest_wins_over_a_tag() -> None:
 def test_a_volume_of_one_node_keeps_learner_and_generators_together() -> None:
     for component in ("learner", "generator"):
         together = pod(manifests_of("default"), component).spec["affinity"]["podAffinity"]
-        (term,) = together["requiredDuringSchedulingIgnoredDuringExecution"]
+        term, *_ = together["requiredDuringSchedulingIgnoredDuringExecution"]
         labels = pod(manifests_of("default"), component).labels
         assert term["labelSelector"]["matchLabels"].items() <= labels.items()
     assert "affinity" not in pod(manifests_of("gpu"), "generator").spec
@@ -158,6 +177,47 @@ def test_the_scorers_of_the_list_are_those_that_tasks_may_name() -> None:
 def test_another_release_shares_no_name_with_the_first() -> None:
     first, second = ({(m["kind"], m["metadata"]["name"]) for m in render({}, release=r)} for r in ("tba", "tba-two"))
     assert first.isdisjoint(second)
+
+
+@pytest.mark.parametrize("name", ["123", "1e3", "null", "true"])
+def test_release_and_namespace_may_be_called_like_another_type(name: str) -> None:
+    manifests = render({"fullnameOverride": "tba"}, release=name, namespace=name)
+    assert list(a_label_is_one(manifests)) == []
+    assert {manifest["metadata"]["namespace"] for manifest in manifests} == {name}
+    assert variables(pod(manifests, "autoscaler").spec["containers"][0])["TBA_NAMESPACE"] == name
+
+
+@pytest.mark.parametrize("release", ["tba.two", "2nd"])
+def test_a_release_whose_name_no_service_can_have_is_refused(release: str) -> None:
+    with pytest.raises(HelmError, match="is no name for a Service"):
+        render({}, release=release)
+    assert render({"fullnameOverride": "tba"}, release=release)
+
+
+def test_a_whole_number_is_written_out_however_large() -> None:
+    settings = {"TBA_CACHE_BYTES": 4_000_000_000, "TBA_CANARY_TOLERANCE": 0.25, "TBA_ENGINE": "vllm"}
+    told = variables(pod(render({"generator": {"settings": settings}}), "generator").spec["containers"][0])
+    assert {name: told[name] for name in settings} == {name: str(value) for name, value in settings.items()}
+
+
+def test_what_values_say_of_every_pod_is_true_of_every_pod() -> None:
+    place = {"nodeSelector": {"pool": "tba"}, "tolerations": [{"key": "dedicated", "operator": "Exists"}]}
+    said = {"labels": {"team": "rl"}, "annotations": {"sidecar.istio.io/inject": "false"}}
+    for found in pods(render({"pod": place | said | {"priorityClassName": "high"}})):
+        assert {key: found.spec[key] for key in place} == place, found.name
+        assert found.spec["priorityClassName"] == "high"
+        metadata = found.owner["metadata" if found.owner["kind"] == "Pod" else "spec"]
+        metadata = metadata.get("template", {"metadata": metadata})["metadata"]
+        assert said["labels"].items() <= metadata["labels"].items(), found.name
+        assert said["annotations"].items() <= metadata["annotations"].items(), found.name
+
+
+@pytest.mark.parametrize(("kept", "size"), [({}, "10Gi"), ({"resources": {"requests": {"storage": "2Gi"}}}, "2Gi")])
+def test_a_claim_that_was_kept_is_taken_as_large_as_it_is(kept: dict[str, Any], size: str) -> None:
+    found = f'(dict "spec" (fromJson `{json.dumps(kept)}`))'
+    probe = f'{{{{ include "tba.keptSize" (list {found} "10Gi") }}}}'
+    made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "probe"}, "data": {"size": probe}}
+    assert named(render({"extraObjects": [made]}), "ConfigMap", "probe")["data"] == {"size": size}
 
 
 def test_a_small_node_holds_all_of_the_demonstration() -> None:

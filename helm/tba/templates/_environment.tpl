@@ -5,7 +5,7 @@
 {{- $root := index . 0 }}{{ $component := index . 1 -}}
 - {name: TBA_RUN_ID, value: {{ $root.Values.runId | quote }}}
 - {name: TBA_SCORERS, value: {{ include "tba.scorerNames" $root | quote }}}
-- {name: TBA_HEALTH_ADDRESS, value: "0.0.0.0:8081"}
+- {name: TBA_HEALTH_ADDRESS, value: "[::]:8081"} # of IPv4 too
 - {name: TBA_GRACE_SECONDS, value: {{ $component.graceSeconds | quote }}}
 - {name: TBA_LOG_FORMAT, value: json}
 {{- end }}
@@ -102,9 +102,10 @@ never part of a URL. Takes (list root component).
 {{- toYaml (index . 1) }}
 {{- end }}
 
-{{/* Settings as values say them: a map from name to value. */}}
+{{/* Settings as values say them: a map from name to value. Helm has numbers as fractions, and writes 1e+06. */}}
 {{- define "tba.env.settings" -}}
 {{- range $name, $value := . }}
-- {name: {{ $name }}, value: {{ $value | toString | quote }}}
+{{- $isWhole := and (kindIs "float64" $value) (eq (floor $value) $value) }}
+- {name: {{ $name }}, value: {{ ternary (printf "%.0f" $value) ($value | toString) $isWhole | quote }}}
 {{- end }}
 {{- end }}

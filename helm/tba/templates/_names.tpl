@@ -1,4 +1,7 @@
-{{/* What things are called. Selector labels never change: they are immutable, and hold no version. */}}
+{{/*
+What things are called. Selector labels never change: they are immutable, and hold no version. Release and namespace may
+be called 123, which without quotes is a number.
+*/}}
 
 {{- define "tba.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -10,8 +13,8 @@
 {{- end }}
 
 {{- define "tba.release" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* Of one component. Takes (list root component). */}}
@@ -33,7 +36,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- define "tba.metadata" -}}
 {{- $root := index . 0 -}}
 name: {{ include "tba.fullname" $root }}-{{ index . (ternary 2 1 (eq (len .) 3)) }}
-namespace: {{ $root.Release.Namespace }}
+namespace: {{ $root.Release.Namespace | quote }}
 labels:
   {{- include "tba.labels" (list $root (index . 1)) | nindent 2 }}
 {{- end }}
@@ -77,6 +80,12 @@ reward-{{ . | replace "." "-" | replace "_" "-" }}
 {{/* Whether learner and generators read from a hub or an object store. */}}
 {{- define "tba.usesInternet" -}}
 {{- if or .Values.weights.url (and .Values.policy.model (not .Values.modelCache.offline)) }}true{{ end -}}
+{{- end }}
+
+{{/* The port of a URL. */}}
+{{- define "tba.urlPort" -}}
+{{- $host := regexReplaceAll "^[a-z0-9]+://([^/?#]*).*$" . "${1}" -}}
+{{- if regexMatch ":[0-9]+$" $host }}{{ regexFind "[0-9]+$" $host }}{{ else }}{{ ternary "80" "443" (hasPrefix "http://" .) }}{{ end -}}
 {{- end }}
 
 {{/* A StatefulSet wants a Service of its own; nobody asks this one for an address. Takes (list root component). */}}

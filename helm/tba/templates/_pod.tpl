@@ -47,24 +47,8 @@ spec:
   hostAliases:
     - {ip: 127.0.0.1, hostnames: [{{ . }}]}
   {{- end }}
-  {{- with $values.runtimeClassName }}
-  runtimeClassName: {{ . }}
-  {{- end }}
-  {{- with include "tba.priority" (list $root .component $values) }}
-  priorityClassName: {{ . }}
-  {{- end }}
   securityContext: {{- include "tba.podSecurity" 10001 | nindent 4 }}
-  {{- with $values.nodeSelector }}
-  nodeSelector: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- $tolerations := $values.tolerations }}
-  {{- if $values.gpus }}{{ $tolerations = append $tolerations (dict "key" $values.gpuResource "operator" "Exists" "effect" "NoSchedule") }}{{ end }}
-  {{- with $tolerations }}
-  tolerations: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- with default .affinity $values.affinity }}
-  affinity: {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "tba.place" (list $root .component $values (default dict .affinity)) | nindent 2 }}
   {{- if .spread }}
   topologySpreadConstraints: {{- include "tba.spread" (list $root .component) | nindent 4 }}
   {{- end }}
@@ -168,6 +152,39 @@ seccompProfile: {type: RuntimeDefault}
 {{- toYaml $resources }}
 {{- end }}
 
+{{/* Where a pod may run, and before whom. Takes (list root component values affinity). */}}
+{{- define "tba.place" -}}
+{{- $root := index . 0 }}{{ $values := index . 2 }}
+{{- with $values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with include "tba.priority" (list $root (index . 1) $values) }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $tolerations := $values.tolerations }}
+{{- if $values.gpus }}{{ $tolerations = append $tolerations (dict "key" $values.gpuResource "operator" "Exists" "effect" "NoSchedule") }}{{ end }}
+{{- with $tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with default (index . 3) $values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Metadata of the pod of a server's official image: what values say of every pod is said of it too. Takes (list root component). */}}
+{{- define "tba.serverMetadata" -}}
+{{- $root := index . 0 -}}
+labels:
+  {{- include "tba.labels" . | nindent 2 }}
+  {{- with $root.Values.pod.labels }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- with $root.Values.pod.annotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- define "tba.spread" -}}
 {{- $labels := include "tba.selector" . }}
 {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
@@ -199,6 +216,17 @@ podAffinity:
         matchLabels:
           {{- include "tba.release" . | nindent 10 }}
           tba/weights: shared
+{{- end }}
+{{- end }}
+
+{{/* The learner, which takes most, chooses the node: one chosen by a generator may have no room for it. */}}
+{{- define "tba.besideLearner" -}}
+{{- with include "tba.togetherAffinity" . -}}
+{{ . }}
+    - topologyKey: kubernetes.io/hostname
+      labelSelector:
+        matchLabels:
+          {{- include "tba.selector" (list $ "learner") | nindent 10 }}
 {{- end }}
 {{- end }}
 

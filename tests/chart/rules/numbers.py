@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from tba_common.topics import topics_for
 from tests.chart.rendering import named, of_kind
 from tests.chart.rules.rule import Manifests, Rule, label, pod, pods, variables
 from tests.chart.rules.syntax import quantity
@@ -88,6 +89,21 @@ def a_start_may_take_minutes_on_a_busy_node(manifests: Manifests) -> Iterator[st
                     yield f"{found.name} has {seconds} s to start, {probe.get('timeoutSeconds', 1)} s for each answer"
 
 
+def a_rollout_that_waits_is_not_taken_for_a_failed_one(manifests: Manifests) -> Iterator[str]:
+    """`helm --wait` gives up on a Deployment past its deadline, be it that an image is still pulled somewhere."""
+    for manifest in of_kind(manifests, "Deployment"):
+        seconds = manifest["spec"].get("progressDeadlineSeconds", 600)
+        if seconds < _WAIT_SECONDS:
+            yield f"{label(manifest)} has failed after {seconds} s"
+
+
+def no_job_is_over_before_it_could_start(manifests: Manifests) -> Iterator[str]:
+    """One that is over never starts again, and an upgrade that changes nothing of it makes no other."""
+    for job in of_kind(manifests, "Job"):
+        if "activeDeadlineSeconds" in job["spec"]:
+            yield f"{label(job)} is over after {job['spec']['activeDeadlineSeconds']} s, whatever it waits for"
+
+
 def one_learner_and_never_two(manifests: Manifests) -> Iterator[str]:
     for found in pods(manifests):
         if found.component == "learner" and (found.owner["kind"], found.owner["spec"]["replicas"]) != (
@@ -114,8 +130,23 @@ def no_budget_keeps_a_node_from_being_drained(manifests: Manifests) -> Iterator[
             yield f"{label(budget)} lets {may_go} go"
 
 
+def the_broker_s_disk_holds_what_its_topics_keep(manifests: Manifests) -> Iterator[str]:
+    """A broker whose disk is full ends, and does not start again."""
+    for found in pods(manifests):
+        told = variables(found.spec["containers"][0])
+        if "KAFKA_LOG_DIRS" in told:
+            scorers = variables(pod(manifests, "buffer").spec["containers"][0])["TBA_SCORERS"].split(",")
+            partitions = sum(topic.partitions for topic in topics_for(scorers))
+            kept = int(told.get("KAFKA_LOG_RETENTION_BYTES", 1e12)) + int(told.get("KAFKA_LOG_SEGMENT_BYTES", 1 << 30))
+            (claim,) = found.owner["spec"]["volumeClaimTemplates"]
+            size = claim["spec"]["resources"]["requests"]["storage"]
+            if partitions * kept > quantity(size):
+                yield f"{found.name} keeps {partitions} x {kept} bytes on a disk of {size}"
+
+
 _START_SECONDS: Final = 300
 _ANSWER_SECONDS: Final = 5
+_WAIT_SECONDS: Final = 3600  # the longest that a document says to wait
 
 
 def _main(manifests: Manifests, component: str) -> dict[str, Any]:
@@ -144,6 +175,20 @@ RULES: Final = (
     Rule(a_pod_outlives_its_process, lambda m: pod(m, "generator").spec.update(terminationGracePeriodSeconds=30)),
     Rule(
         a_start_may_take_minutes_on_a_busy_node, lambda m: _main(m, "api")["startupProbe"].update(failureThreshold=24)
+    ),
+    Rule(
+        a_rollout_that_waits_is_not_taken_for_a_failed_one,
+        lambda m: pod(m, "api").owner["spec"].pop("progressDeadlineSeconds"),
+    ),
+    Rule(
+        no_job_is_over_before_it_could_start,
+        lambda m: pod(m, "migrate").owner["spec"].update(activeDeadlineSeconds=3600),
+    ),
+    Rule(
+        the_broker_s_disk_holds_what_its_topics_keep,
+        lambda m: next(e for e in _main(m, "kafka")["env"] if e["name"] == "KAFKA_LOG_SEGMENT_BYTES").update(
+            value=str(1 << 30)
+        ),
     ),
     Rule(one_learner_and_never_two, lambda m: pod(m, "learner").owner["spec"].update(replicas=2)),
     Rule(a_share_is_of_all_siblings, lambda m: pod(m, "generator").owner["spec"].update(replicas=3), situation="cpu"),

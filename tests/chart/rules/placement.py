@@ -24,6 +24,14 @@ def a_disk_of_one_node_keeps_its_pods_on_one(manifests: Manifests) -> Iterator[s
                     yield f"{one.name} may go to another node than others that mount {claim}"
 
 
+def the_learner_chooses_the_node_of_a_shared_disk(manifests: Manifests) -> Iterator[str]:
+    """Otherwise the disk may be made where a generator fits and the learner does not, and training never starts."""
+    learner = pod(manifests, "learner")
+    for found in pods(manifests):
+        if _goes_with(found, learner) and found.component != "learner" and not _follows(found, learner):
+            yield f"{found.name} may choose a node before {learner.name} has"
+
+
 def no_budget_holds_pods_that_must_leave_together(manifests: Manifests) -> Iterator[str]:
     """Those that were evicted cannot start elsewhere before the last has left, and the budget keeps the last."""
     for budget in of_kind(manifests, "PodDisruptionBudget"):
@@ -43,14 +51,21 @@ def a_volume_belongs_to_its_pod_s_group(manifests: Manifests) -> Iterator[str]:
 
 
 def _goes_with(one: Pod, other: Pod) -> bool:
-    """Whether a node must have the other for the one to go there."""
+    """Whether a node must have the other, or another like it, for the one to go there."""
+    return any(selects(selector, other.labels) for selector in _beside(one))
+
+
+def _follows(one: Pod, other: Pod) -> bool:
+    """Whether the one waits for the other: who asks for its own kind only goes anywhere if it is the first."""
+    return any(selects(s, other.labels) and not selects(s, one.labels) for s in _beside(one))
+
+
+def _beside(one: Pod) -> list[dict[str, Any]]:
+    """Selectors of the pods that its node must have."""
     terms: list[dict[str, Any]] = (
         one.spec.get("affinity", {}).get("podAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", [])
     )
-    return any(
-        term["topologyKey"] == "kubernetes.io/hostname" and selects(term["labelSelector"], other.labels)
-        for term in terms
-    )
+    return [term["labelSelector"] for term in terms if term["topologyKey"] == "kubernetes.io/hostname"]
 
 
 def _plant_budget(manifests: Manifests) -> None:
@@ -60,6 +75,12 @@ def _plant_budget(manifests: Manifests) -> None:
 
 RULES: Final = (
     Rule(a_disk_of_one_node_keeps_its_pods_on_one, lambda m: pod(m, "generator").spec.pop("affinity")),
+    Rule(
+        the_learner_chooses_the_node_of_a_shared_disk,
+        lambda m: (
+            pod(m, "generator").spec["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"].pop()
+        ),
+    ),
     Rule(no_budget_holds_pods_that_must_leave_together, _plant_budget),
     Rule(a_volume_belongs_to_its_pod_s_group, lambda m: pod(m, "learner").spec["securityContext"].pop("fsGroup")),
 )

@@ -46,6 +46,16 @@ def _unrestricted(container: dict[str, Any]) -> Iterator[str]:
         yield "takes a port of its node"
 
 
+def no_probe_or_hook_asks_another_host(manifests: Manifests) -> Iterator[str]:
+    """Part of the standard since Kubernetes 1.34: the kubelet would ask in the node's name."""
+    for found in pods(manifests):
+        for container in found.containers:
+            probes = {kind: container.get(kind, {}) for kind in ("startupProbe", *_PROBES)}
+            for kind, probe in (probes | container.get("lifecycle", {})).items():
+                if any("host" in probe.get(handler, {}) for handler in ("httpGet", "tcpSocket")):
+                    yield f"{found.name} {container['name']}: {kind} names a host"
+
+
 def no_container_writes_to_its_image(manifests: Manifests) -> Iterator[str]:
     for found in pods(manifests):
         for container in found.containers:
@@ -156,6 +166,10 @@ def _main(manifests: Manifests, component: str) -> dict[str, Any]:
 
 RULES: Final = (
     Rule(every_pod_is_restricted, lambda m: _main(m, "kafka")["securityContext"].pop("allowPrivilegeEscalation")),
+    Rule(
+        no_probe_or_hook_asks_another_host,
+        lambda m: _main(m, "api")["readinessProbe"]["httpGet"].update(host="10.0.0.1"),
+    ),
     Rule(no_container_writes_to_its_image, lambda m: _main(m, "api")["securityContext"].pop("readOnlyRootFilesystem")),
     Rule(what_is_written_lies_on_a_volume, lambda m: _main(m, "learner").update(volumeMounts=[])),
     Rule(what_the_image_writes_lies_on_a_volume, lambda m: _main(m, "api")["volumeMounts"].pop()),

@@ -110,14 +110,27 @@ def a_server_that_a_pod_is_told_of_may_be_reached(manifests: Manifests) -> Itera
 
 
 def who_asks_a_server_may_ask_for_its_name(manifests: Manifests) -> Iterator[str]:
-    """Over UDP, and over TCP for long answers; wherever the resolver runs: a pod, or the node itself."""
+    """Over UDP, and over TCP for long answers; at the port of the resolver's Service and at the one behind it."""
     policies = list(of_kind(manifests, "NetworkPolicy"))
     for client in pods(manifests) if policies else ():
         services = [s for s in of_kind(manifests, "Service") if not selects(_matching(s), client.labels)]
         names = "|".join(s["metadata"]["name"] for s in services)
         told = " ".join(value for container in client.containers for value in variables(container).values())
-        if re.search(rf"\b({names}):\d+", told) and {("UDP", 53), ("TCP", 53)} - _out(policies, client.labels):
+        if re.search(rf"\b({names}):\d+", told) and _RESOLVERS - _out(policies, client.labels):
             yield f"{client.name} is told of names, and the network policies keep it from the resolver"
+
+
+def a_url_that_a_pod_is_told_of_may_be_reached(manifests: Manifests) -> Iterator[str]:
+    """An object store or a judge at a port of its own: a closed network drops what is sent there, and it hangs."""
+    policies = list(of_kind(manifests, "NetworkPolicy"))
+    ours = {s["metadata"]["name"] for s in of_kind(manifests, "Service")}
+    for client in pods(manifests) if policies else ():
+        for name, value in (each for container in client.containers for each in variables(container).items()):
+            url = re.match(r"(https?)://([^/:]+)(?::(\d+))?", value)
+            if url and url[2] not in ours:
+                port = int(url[3] or {"http": 80, "https": 443}[url[1]])
+                if ("TCP", port) not in _out(policies, client.labels):
+                    yield f"{client.name}: {name}={value}, and the network policies keep it from port {port}"
 
 
 def who_has_a_token_may_reach_the_cluster_s_api(manifests: Manifests) -> Iterator[str]:
@@ -139,6 +152,8 @@ def a_policy_opens_ports_that_its_pods_have(manifests: Manifests) -> Iterator[st
 
 
 _OTHERS: Final = {"matchLabels": {"": "of another namespace"}}
+#: Of most clusters, of OpenShift's, of Gardener's.
+_RESOLVERS: Final = frozenset((protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353, 8053))
 _PROBES: Final = ("startupProbe", "livenessProbe", "readinessProbe")
 
 
@@ -180,6 +195,11 @@ def _forget(manifests: Manifests, kind: str, name: str) -> None:
     manifests.remove(named(manifests, kind, name))
 
 
+def _environment(manifests: Manifests, component: str) -> list[dict[str, Any]]:
+    environment: list[dict[str, Any]] = pod(manifests, component).spec["containers"][0]["env"]
+    return environment
+
+
 RULES: Final = (
     Rule(a_workload_selects_its_own_pods, lambda m: pod(m, "api").labels.update({"app.kubernetes.io/component": "ap"})),
     Rule(
@@ -214,6 +234,13 @@ RULES: Final = (
     Rule(
         who_asks_a_server_may_ask_for_its_name,
         lambda m: named(m, "NetworkPolicy", "tba-seed")["spec"]["egress"][0]["ports"].pop(),
+    ),
+    Rule(
+        a_url_that_a_pod_is_told_of_may_be_reached,
+        lambda m: next(e for e in _environment(m, "learner") if e["name"] == "AWS_ENDPOINT_URL").update(
+            value="http://minio.storage:9000"
+        ),
+        situation="production",
     ),
     Rule(
         who_has_a_token_may_reach_the_cluster_s_api,
