@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,10 +49,17 @@ class DemoOptions:
     seed: int = 0
 
 
-def main(options: DemoOptions | None = None, console: Console | None = None) -> Report:
-    """Run the demo and return its report, which also lies in the directory."""
+def main(
+    options: DemoOptions | None = None, console: Console | None = None, *, told: threading.Event | None = None
+) -> Report:
+    """Run the demo and return its report, which also lies in the directory.
+
+    Raises:
+        KeyboardInterrupt: `told`, which says that it should end, is set; the platform has been stopped.
+    """
     options = options or DemoOptions()
     console = console or Console()
+    told = told or threading.Event()
     began = time.monotonic()
     plan = _prepare(options, PRESETS[options.preset], console)
     stack_options = StackOptions(
@@ -71,8 +79,8 @@ def main(options: DemoOptions | None = None, console: Console | None = None) -> 
         if seeds := plan.preset.seeds():
             seed_task(client, plan.task, [{"key": key, "answer": answer} for key, answer in seeds])
         client.evaluate(plan.task, 0)
-        _follow(stack, client, plan, console)
-        newest = _finish(stack, client, plan, console)
+        _follow(stack, client, plan, console, told)
+        newest = _finish(stack, client, plan, console, told)
         seconds = time.monotonic() - began
         report, curves = collect(client, plan, processes, stack.restarts(), newest=newest, seconds=seconds)
         _keep_policy(stack.directory / "weights" / f"v{newest:06d}", plan.directory / "policy")
@@ -122,10 +130,11 @@ def _empty(directory: Path) -> None:
     mark.touch()
 
 
-def _follow(stack: Stack, client: Client, plan: Plan, console: Console) -> None:
+def _follow(stack: Stack, client: Client, plan: Plan, console: Console, told: threading.Event) -> None:
     """Show progress until the learner has taken its last step."""
     step, moved_at, shown_at = -1, time.monotonic(), 0.0
     while not stack.learner_is_done():
+        _heed(told)
         status = client.status()
         now = time.monotonic()
         if status.step != step:
@@ -136,6 +145,12 @@ def _follow(stack: Stack, client: Client, plan: Plan, console: Console) -> None:
             shown_at = now
             console.print(Text(visible(_progress(client, status, plan))), soft_wrap=True)
         time.sleep(0.5)
+
+
+def _heed(told: threading.Event) -> None:
+    """Raise once more what a signal raised where nobody heard it."""
+    if told.is_set():
+        raise KeyboardInterrupt
 
 
 def _progress(client: Client, status: Status, plan: Plan) -> str:
@@ -152,7 +167,7 @@ def _progress(client: Client, status: Status, plan: Plan) -> str:
     )
 
 
-def _finish(stack: Stack, client: Client, plan: Plan, console: Console) -> int:
+def _finish(stack: Stack, client: Client, plan: Plan, console: Console, told: threading.Event) -> int:
     """Stop ordering completions, evaluate the newest version, and let the line run empty."""
     client.pause(plan.task)
     newest = client.status().policy_version
@@ -162,6 +177,7 @@ def _finish(stack: Stack, client: Client, plan: Plan, console: Console) -> int:
     client.evaluate(plan.task, newest)
 
     def done() -> bool:
+        _heed(told)
         complete = {e.policy_version for e in client.evaluations(plan.task) if plan.is_complete(e)}
         return {0, newest} <= complete and client.status().ledger.in_flight == 0
 

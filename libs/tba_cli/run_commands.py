@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -186,8 +185,8 @@ def demo(
     from tba_cli.demo import DemoOptions, main
     from tba_cli.local.stack import AlreadyRunning, StartError
     from tba_cli.presets.preset import DemoError
+    from tba_cli.signals import told_to_end
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both ways of asking stop the platform first
     options = DemoOptions(
         preset=preset.value,
         model=model,
@@ -198,6 +197,6 @@ def demo(
         seed=seed,
     )
     try:
-        main(options)
+        main(options, told=told_to_end())
     except (AlreadyRunning, DemoError, StartError, TimeoutError) as error:
         raise TbaError(str(error)) from error

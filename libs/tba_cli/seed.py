@@ -23,6 +23,7 @@ from tba_cli.options import DEFAULT_URL, ApiKey, Url
 from tba_cli.presets.addition import PRESET, problems, supervised_start
 from tba_cli.presets.preset import DemoError, Start
 from tba_common.disk import new_directory
+from tba_common.lifecycle import end_on_sigterm
 
 _LOOK_SECONDS: Final = 2.0
 _CHECK_PROMPTS: Final = 64
@@ -98,6 +99,7 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Run the command line."""
+    end_on_sigterm()
     try:
         app()
     except (DemoError, TbaError) as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import signal
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +18,7 @@ from tba_cli.local import state_file
 from tba_cli.local.generator_pool import GeneratorPool
 from tba_cli.local.stack import Stack, StackOptions
 from tba_cli.local.supervisor import STATE_FILE, OnLine
+from tba_cli.signals import told_to_end
 from tba_common.lifecycle import configure_logging
 
 _COLOURS: Final = ("cyan", "green", "yellow", "blue", "magenta", "bright_cyan", "bright_green", "bright_magenta")
@@ -37,7 +36,7 @@ def up(options: StackOptions, console: Console, api_key: str | None = None) -> b
         AlreadyRunning, StartError: see `Stack.start`.
     """
     configure_logging("text")
-    told = _told_to_end()
+    told = told_to_end()
     try:
         with Stack(options, on_line=printer(console)) as stack:
             console.print(Text(_welcome(stack), style="bold"), soft_wrap=True)
@@ -49,22 +48,6 @@ def up(options: StackOptions, console: Console, api_key: str | None = None) -> b
     except KeyboardInterrupt:
         return True
     return told.is_set()
-
-
-def _told_to_end() -> threading.Event:
-    """Return what Ctrl-C and SIGTERM set, beside breaking off what goes on.
-
-    The exception alone would not do: one that is raised inside a destructor or a callback goes nowhere.
-    """
-    told = threading.Event()
-
-    def end(_number: int, _frame: object) -> None:
-        told.set()
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    return told
 
 
 def follow(client: Client, generators: GeneratorPool) -> None:

@@ -34,7 +34,8 @@ def decode(schema: str, body: bytes) -> Message:
     """Read a message back.
 
     Raises:
-        BadMessage: unknown schema, a version this reader does not accept, or a body that does not fit.
+        BadMessage: unknown schema, a version this reader does not accept, or a body that does not fit; its reason
+            quotes nothing of the body, which may be what a model wrote.
     """
     name, _, version = schema.partition("/")
     expected = _TYPES.get(name)

@@ -7,12 +7,15 @@ they are all of one task while others are served here: then that task is at faul
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from tba_common import metrics, topics
 from tba_common.codec import BadMessage
-from tba_common.kafka import Producer, Record
+from tba_common.kafka import BrokerError, DeliveryError, Producer, Record
 from tba_common.messages import DeadLetter, Prompt, Rollout, Trajectories
 
 #: A dead letter must fit a record, whatever it carries: what is longer is cut.
@@ -78,6 +81,21 @@ class DeadLetters:
         """Whether the whole row is of one task, and another one has been served by this process."""
         (task_id, *others) = self._in_a_row
         return task_id is not None and not others and bool(self._served - {task_id})
+
+
+@contextmanager
+def may_outlive_the_broker(stop: threading.Event) -> Iterator[None]:
+    """Let a process that was told to stop end in order although the broker went before it, as when all goes at once.
+
+    The log says what was not delivered. Nothing of it was committed: it comes again. Without `stop` set, a broker
+    that fails crashes the process.
+    """
+    try:
+        yield
+    except (BrokerError, DeliveryError) as error:
+        if not stop.is_set():
+            raise
+        log.warning("stopped without the broker: what it did not take comes again", extra={"reason": str(error)})
 
 
 def _prompt_of(record: Record) -> Prompt | None:

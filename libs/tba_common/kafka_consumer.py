@@ -28,7 +28,7 @@ _COMMIT_SECONDS: Final = 0.5
 _COMMIT_TIMEOUT_MS: Final = 5_000
 _COMMIT_PATIENCE_SECONDS: Final = 120.0
 _WORK_PATIENCE_SECONDS: Final = 900.0
-_CLOSE_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 5.0  # for the last commit and the farewell: a broker that is gone answers neither
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class Consumer:
         """Commit what is done and leave. What is still in hand comes again, here or elsewhere."""
         self._closing.set()
         self._thread.join(_CLOSE_SECONDS)
-        self._client.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))
+        if self._thread.is_alive():
+            log.warning("the broker does not answer: left without a farewell", extra={"topic": self._topic})
 
     def _poll_until_closed(self) -> None:
         try:
@@ -91,6 +92,8 @@ class Consumer:
             self._commit()
         except BaseException as failure:  # crosses to the thread that takes, and crashes the process there
             self._in_hand.fail(failure)
+        finally:
+            self._client.close(autocommit=False, timeout_ms=int(_CLOSE_SECONDS * 1000))
 
     def _turn(self) -> None:
         if self._share is not None and self._share.changed():

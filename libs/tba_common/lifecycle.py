@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any, Final, Literal
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tba_common import metrics
+from tba_common.listening import listen
 from tba_common.settings import ServiceSettings
 
 MAX_HEARTBEAT_AGE_SECONDS: Final = 120.0
@@ -77,15 +79,17 @@ class Lifecycle:
     @property
     def address(self) -> str | None:
         """host:port of the health server, while it runs."""
-        return None if self._server is None else "{}:{}".format(*self._server.server_address[:2])
+        if self._server is None:
+            return None
+        host, port = self._server.server_address[:2]
+        return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
 
     def __enter__(self) -> Lifecycle:
         signals, self._signalled = os.pipe()
         threading.Thread(target=self._wait_for_signals, args=(signals,), name="signals", daemon=True).start()
         self._handlers = {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
         host, _, port = self._address.rpartition(":")
-        self._server = ThreadingHTTPServer((host, int(port)), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _HealthServer(listen(host.strip("[]"), int(port)), _handler(self))
         threading.Thread(target=self._server.serve_forever, args=(0.05,), name="health", daemon=True).start()
         log.info("started", extra={"service": self.service, "health": self.address})
         return self
@@ -120,6 +124,14 @@ class Lifecycle:
     def _end(self) -> None:
         log.error("not stopped in time: ending", extra={"service": self.service, "grace_seconds": self._grace_seconds})
         os._exit(1)
+
+
+def end_on_sigterm() -> None:
+    """For what only waits, or does one thing: end at SIGTERM.
+
+    As the first process of its container it would ignore the signal, and its pod would go only when it is killed.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def configure_logging(log_format: Literal["text", "json"]) -> None:
@@ -163,6 +175,17 @@ class _JsonFormatter(logging.Formatter):
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
         return json.dumps(event, default=str)
+
+
+class _HealthServer(ThreadingHTTPServer):
+    """Serves on a socket that listens already."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(listener.getsockname(), handler, bind_and_activate=False)
+        self.socket.close()  # its own, which is IPv4
+        self.socket = listener
 
 
 def _handler(life: Lifecycle) -> type[BaseHTTPRequestHandler]:

@@ -16,7 +16,10 @@ from tba_common.tasks import Combination, Sampling, ScorerTerm, Target
 
 def _packed(dtype: type[np.generic]) -> BeforeValidator:
     def coerce(value: Any) -> Any:
-        array = np.array(value, dtype=dtype)
+        try:
+            array = np.array(value, dtype=dtype)
+        except (ValueError, TypeError):
+            raise ValueError("expected a flat array of numbers") from None  # numpy's own words quote what came
         if array.ndim != 1:
             raise ValueError(f"expected a flat array, got shape {array.shape}")
         array.setflags(write=False)

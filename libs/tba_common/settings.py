@@ -35,9 +35,9 @@ class ServiceSettings(BaseSettings):
     )
     health_address: str = Field(
         default="127.0.0.1:0",
-        pattern=r"^[^:]+:[0-9]{1,5}$",
+        pattern=r"^([^:]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}$",
         description="host:port of /healthz, /readyz and /metrics; port 0 is any free one, for local runs; "
-        "pods bind 0.0.0.0 so that the kubelet can probe",
+        "pods listen on [::], which is IPv4 too, so that the kubelet can probe",
     )
     grace_seconds: float = Field(
         default=25.0,

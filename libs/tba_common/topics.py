@@ -53,9 +53,10 @@ def main() -> None:
     parser.add_argument("--wait", action="store_true", help="create none: wait until somebody has")
     wait = parser.parse_args().wait
     from tba_common.kafka import create_topics, wait_for_topics
-    from tba_common.lifecycle import configure_logging
+    from tba_common.lifecycle import configure_logging, end_on_sigterm
     from tba_common.settings import ServiceSettings
 
+    end_on_sigterm()
     settings = ServiceSettings.from_environment()
     configure_logging(settings.log_format)
     topics = topics_for(settings.scorers)

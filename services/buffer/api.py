@@ -38,6 +38,7 @@ from services.buffer.api_headers import AnswerHeaders
 from services.buffer.api_openapi import DescribedApi
 from services.buffer.api_settings import ApiSettings
 from tba_common.lifecycle import Lifecycle
+from tba_common.listening import EVERYWHERE, listen
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,9 @@ def main() -> None:
             timeout_notify=_CHECK_SECONDS,
         )
         log.info("listening", extra={"address": settings.api_address, "key": settings.api_key is not None})
-        uvicorn.Server(config).run()
+        # Of every address, asyncio would take those of IPv6 alone.
+        everywhere = [listen(settings.host, settings.port)] if settings.host == EVERYWHERE else None
+        uvicorn.Server(config).run(sockets=everywhere)
 
 
 def _is_ready(app: FastAPI) -> tuple[bool, str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
-from sqlalchemy import Connection, Row, Select, case, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, case, delete, func, or_, select, update
 
 from services.buffer.api_context import Shared
 from services.buffer.api_dead_bodies import read_body
@@ -15,6 +15,7 @@ from services.buffer.api_faults import FieldError, shown
 from services.buffer.api_idempotency import Answer, OnlyOnce
 from services.buffer.api_paging import DeadLetterPage, page
 from services.buffer.api_permission import Permission, Permitted
+from services.buffer.api_progress import family_of
 from services.buffer.api_request_views import DeadLetterDetail, DeadLetterView
 from services.buffer.api_views import Listing
 from services.buffer.problems import Problem
@@ -33,9 +34,16 @@ _REPLAY: Final = case(
 
 
 @router.get("", operation_id="listDeadLetters")
-def list_dead_letters(context: Shared, asked: Annotated[DeadLetterPage, Query()]) -> Listing[DeadLetterView]:
-    """List the dead letters, newest first; without their bodies."""
+def list_dead_letters(
+    context: Shared, permission: Permitted, asked: Annotated[DeadLetterPage, Query()]
+) -> Listing[DeadLetterView]:
+    """List the dead letters, newest first, without their bodies; those of red-team tasks to who may see them."""
     query = _chosen(_with_orders(context.run_id), asked)
+    if asked.task is not None:
+        with context.engine.connect() as connection:
+            permission.need(family_of(connection, context.run_id, asked.task))
+    if not permission.redteam:
+        query = query.where(_is_ordinary(context.run_id, permission))
     newest_first = query.order_by(dead_letters.c.dead_letter_id.desc()).limit(asked.limit + 1)
     with context.engine.connect() as connection:
         rows = connection.execute(newest_first).all()
@@ -58,11 +66,14 @@ def get_dead_letter(context: Shared, permission: Permitted, dead_letter_id: Dead
     status_code=HTTPStatus.ACCEPTED,
     response_model=DeadLetterView,
 )
-def replay_dead_letter(once: OnlyOnce, context: Shared, dead_letter_id: DeadLetterId) -> Response:
+def replay_dead_letter(
+    once: OnlyOnce, context: Shared, permission: Permitted, dead_letter_id: DeadLetterId
+) -> Response:
     """Open its order again and send its bytes to where they came from; asking twice replays once."""
 
     def work(connection: Connection) -> Answer:
         letter = _find(connection, context.run_id, dead_letter_id, for_update=True)
+        permission.need(_family(letter))
         if letter.replay in ("none", "refused"):
             _see_that_it_can_be_replayed(connection, letter)
             asked = {"replay_asked_at": func.now(), "replay_fault": None}
@@ -75,11 +86,12 @@ def replay_dead_letter(once: OnlyOnce, context: Shared, dead_letter_id: DeadLett
 
 
 @router.delete("/{dead_letter_id}", operation_id="dropDeadLetter", status_code=HTTPStatus.NO_CONTENT)
-def drop_dead_letter(once: OnlyOnce, context: Shared, dead_letter_id: DeadLetterId) -> Response:
+def drop_dead_letter(once: OnlyOnce, context: Shared, permission: Permitted, dead_letter_id: DeadLetterId) -> Response:
     """Forget a dead letter. How its order ended stays in the ledger."""
 
     def work(connection: Connection) -> Answer:
         letter = _find(connection, context.run_id, dead_letter_id, for_update=True)
+        permission.need(_family(letter))
         if letter.replay == "asked":
             expected = "a dead letter that is not about to be replayed"
             raise Problem("not-replayable", FieldError(field="path:dead_letter_id", expected=expected, got="asked"))
@@ -125,9 +137,32 @@ def _see_that_it_may_be_read(connection: Connection, run_id: str, letter: Row[An
     """A body of a red-team task needs its permission; so does one of an unknown task, where there are such tasks."""
     if not permission.hides(letter.spec) or (letter.order_id is not None and letter.spec is None):
         return
-    redteam = select(tasks.c.task_id).where(tasks.c.run_id == run_id, tasks.c.spec["family"].astext == "redteam")
-    if letter.spec is not None or connection.execute(redteam.limit(1)).first() is not None:
+    if letter.spec is not None or connection.execute(_redteam_tasks(run_id).limit(1)).first() is not None:
         permission.need("redteam")
+
+
+def _is_ordinary(run_id: str, permission: Permission) -> ColumnElement[bool]:
+    """The letters whose reason may be shown to everybody.
+
+    A reason may quote what it is about, except that of a message that did not decode (codec.py): such a letter says
+    of no order. One that names an order which is not here may be of a red-team task, where there are any.
+    """
+    has_no_task = tasks.c.task_id.is_(None)
+    quotes_nothing = dead_letters.c.issue_id.is_(None)
+    is_of_known_order = issues.c.issue_id.is_not(None)
+    return or_(
+        permission.visible(),
+        has_no_task & or_(quotes_nothing, is_of_known_order, ~_redteam_tasks(run_id).exists()),
+    )
+
+
+def _redteam_tasks(run_id: str) -> Select[Any]:
+    guarded = tasks.alias()
+    return select(guarded.c.task_id).where(guarded.c.run_id == run_id, guarded.c.spec["family"].astext == "redteam")
+
+
+def _family(letter: Row[Any]) -> str | None:
+    return None if letter.spec is None else str(letter.spec["family"])
 
 
 def _see_that_it_can_be_replayed(connection: Connection, letter: Row[Any]) -> None:

@@ -19,6 +19,7 @@ from services.buffer.api_context import Context, Shared
 from services.buffer.api_faults import FieldError, body_errors, shown
 from services.buffer.api_idempotency import Answer, OnlyOnce
 from services.buffer.api_paging import RequestPage, page
+from services.buffer.api_permission import Permitted
 from services.buffer.api_progress import find_row
 from services.buffer.api_request_views import RescoreView
 from services.buffer.api_scorers import prompt_faults, task_faults
@@ -60,12 +61,17 @@ def _rescore_body(raw: Raw) -> RescoreBody:
     "/tasks/{name}/rescore", operation_id="rescoreTask", status_code=HTTPStatus.ACCEPTED, response_model=RescoreView
 )
 def rescore_task(
-    once: OnlyOnce, context: Shared, name: Name, body: Annotated[RescoreBody, Depends(_rescore_body)]
+    once: OnlyOnce,
+    context: Shared,
+    permission: Permitted,
+    name: Name,
+    body: Annotated[RescoreBody, Depends(_rescore_body)],
 ) -> Response:
     """Score stored trajectories again, without generating anything; a new reward is adopted by the task at once."""
 
     def work(connection: Connection) -> Answer:
         row = find_row(connection, context.run_id, name)
+        permission.need(row.spec["family"])
         task = _adopted(context, row.spec, body)
         if body.reward is not None or body.combination is not None:
             _see_that_its_prompts_fit(connection, row.task_id, task)

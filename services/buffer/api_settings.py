@@ -17,7 +17,8 @@ class ApiSettings(DatabaseSettings):
     api_address: str = Field(
         default="127.0.0.1:8000",
         pattern=r"^.+:[0-9]{1,5}$",
-        description="host:port to listen on; anything but loopback needs an API key",
+        description="host:port to listen on; anything but loopback needs an API key; [::] is every address, of "
+        "IPv4 too",
     )
     api_key: SecretStr | None = Field(
         default=None,

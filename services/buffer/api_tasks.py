@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from services.buffer.api_body import Raw, Reader
@@ -20,7 +20,7 @@ from services.buffer.api_faults import FieldError, shown
 from services.buffer.api_idempotency import Answer, OnlyOnce
 from services.buffer.api_intake import MAX_PROMPTS, add_file, add_prompts, data_file
 from services.buffer.api_paging import TaskPage, page
-from services.buffer.api_permission import Permitted
+from services.buffer.api_permission import Permission, Permitted
 from services.buffer.api_progress import find_row, find_task, list_tasks
 from services.buffer.api_scorers import task_faults
 from services.buffer.api_views import EvaluationRequest, Listing, TaskView
@@ -106,23 +106,23 @@ def get_task(context: Shared, name: Name) -> TaskView:
 
 
 @router.post("/{name}/pause", operation_id="pauseTask", response_model=TaskView)
-def pause_task(once: OnlyOnce, context: Shared, name: Name) -> Response:
+def pause_task(once: OnlyOnce, context: Shared, permission: Permitted, name: Name) -> Response:
     """Order no more completions for this task; what is in flight still arrives."""
-    return once.answer(lambda connection: _set_state(connection, context.run_id, name, "paused"))
+    return once.answer(lambda connection: _set_state(connection, context.run_id, permission, name, "paused"))
 
 
 @router.post("/{name}/resume", operation_id="resumeTask", response_model=TaskView)
-def resume_task(once: OnlyOnce, context: Shared, name: Name) -> Response:
+def resume_task(once: OnlyOnce, context: Shared, permission: Permitted, name: Name) -> Response:
     """Go on with a paused task."""
-    return once.answer(lambda connection: _set_state(connection, context.run_id, name, "active"))
+    return once.answer(lambda connection: _set_state(connection, context.run_id, permission, name, "active"))
 
 
 @router.delete("/{name}", operation_id="deleteTask", status_code=HTTPStatus.NO_CONTENT)
-def delete_task(once: OnlyOnce, context: Shared, name: Name) -> Response:
+def delete_task(once: OnlyOnce, context: Shared, permission: Permitted, name: Name) -> Response:
     """Take a task out of the run for good. Its rows stay for the ledger; its name is free again."""
 
     def work(connection: Connection) -> Answer:
-        row = find_row(connection, context.run_id, name)
+        row = _find_permitted(connection, context.run_id, permission, name)
         connection.execute(update(tasks).where(tasks.c.task_id == row.task_id).values(state="deleted"))
         return Answer(HTTPStatus.NO_CONTENT)
 
@@ -136,12 +136,16 @@ def delete_task(once: OnlyOnce, context: Shared, name: Name) -> Response:
     response_model=EvaluationRequest,
 )
 def evaluate_task(
-    once: OnlyOnce, context: Shared, name: Name, body: Annotated[EvaluationBody, Depends(_evaluation_body)]
+    once: OnlyOnce,
+    context: Shared,
+    permission: Permitted,
+    name: Name,
+    body: Annotated[EvaluationBody, Depends(_evaluation_body)],
 ) -> Response:
     """Ask for the held-out prompts to be answered by one policy version, the newest by default."""
 
     def work(connection: Connection) -> Answer:
-        row = find_row(connection, context.run_id, name)
+        row = _find_permitted(connection, context.run_id, permission, name)
         request = _request_evaluation(connection, row, body.policy_version)
         return Answer(HTTPStatus.ACCEPTED, request, location=f"/v1/evaluations?task={name}")
 
@@ -159,8 +163,14 @@ def _insert_task(connection: Connection, run_id: str, body: TaskBody) -> int:
     return int(task_id)
 
 
-def _set_state(connection: Connection, run_id: str, name: str, state: str) -> Answer:
+def _find_permitted(connection: Connection, run_id: str, permission: Permission, name: str) -> Row[Any]:
     row = find_row(connection, run_id, name)
+    permission.need(row.spec["family"])
+    return row
+
+
+def _set_state(connection: Connection, run_id: str, permission: Permission, name: str, state: str) -> Answer:
+    row = _find_permitted(connection, run_id, permission, name)
     connection.execute(
         update(tasks).where(tasks.c.task_id == row.task_id, tasks.c.state != "deleted").values(state=state)
     )

@@ -6,6 +6,7 @@ import gc
 import os
 import socket
 import uuid
+from contextlib import ExitStack, closing
 from typing import Final
 
 from sqlalchemy import create_engine
@@ -13,12 +14,12 @@ from sqlalchemy import create_engine
 from services.buffer.inbox import CONTROL
 from services.buffer.intake import Intake
 from services.buffer.lease import Lease
-from services.buffer.migrations import SchemaError, require_head
+from services.buffer.migrations import SchemaError, require_head, wait_until_it_answers
 from services.buffer.restore import ensure_run
 from services.buffer.service import Buffer
 from services.buffer.settings import BufferSettings
 from tba_common import topics
-from tba_common.delivery import DeadLetters
+from tba_common.delivery import DeadLetters, may_outlive_the_broker
 from tba_common.kafka import Producer, Reader
 from tba_common.lifecycle import Lifecycle
 
@@ -34,6 +35,9 @@ def main() -> None:
     settings = BufferSettings.from_environment()
     with Lifecycle("tba-buffer", settings) as life:
         engine = create_engine(settings.database_url)
+        wait_until_it_answers(engine, life.stop)
+        if life.stop.is_set():
+            return
         try:
             require_head(engine)
         except SchemaError as error:
@@ -59,19 +63,17 @@ def _wait_for(lease: Lease, life: Lifecycle) -> bool:
 
 
 def _work(settings: BufferSettings, lease: Lease, life: Lifecycle) -> None:
-    producer = Producer(settings.brokers, settings.run_id)
-    rejects = DeadLetters(producer, settings.run_id, "tba-buffer")
-    buffer = Buffer(settings, lease, producer, rejects)
-    gc.freeze()  # the index stays: nobody need look for garbage in it
-    arrivals, control = (
-        Reader(settings.brokers, settings.run_id, [topic.name for topic in names], buffer.offsets)
-        for names in ((topics.TRAJECTORIES,), CONTROL)
-    )
-    reader = Intake(arrivals, control)
-    while not life.stop.is_set():
-        buffer.step(reader)
-        life.beat()
-    reader.close()
-    producer.flush()
-    producer.close()
+    with may_outlive_the_broker(life.stop), ExitStack() as stack:
+        producer = stack.enter_context(closing(Producer(settings.brokers, settings.run_id, stop=life.stop)))
+        rejects = DeadLetters(producer, settings.run_id, "tba-buffer")
+        buffer = Buffer(settings, lease, producer, rejects)
+        gc.freeze()  # the index stays: nobody need look for garbage in it
+        arrivals, control = (
+            Reader(settings.brokers, settings.run_id, [topic.name for topic in names], buffer.offsets)
+            for names in ((topics.TRAJECTORIES,), CONTROL)
+        )
+        reader = stack.enter_context(closing(Intake(arrivals, control)))
+        while not life.stop.is_set():
+            buffer.step(reader)
+            life.beat()
     lease.release()

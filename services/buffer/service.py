@@ -21,6 +21,7 @@ from services.buffer.limiter import INGEST_ROWS, feed_credits, holds_ingest
 from services.buffer.payload_cache import PayloadCache
 from services.buffer.reaper import Reaper
 from services.buffer.restore import Restored, restore, seed_of
+from services.buffer.retention import Retention
 from services.buffer.sampling import Draws
 from services.buffer.settings import BufferSettings
 from services.buffer.sql_sampler import SqlSampler
@@ -66,6 +67,7 @@ class Buffer:
         self._cache = PayloadCache(_CACHE_BYTES)
         self._holds_ingest = False
         self._reaper = Reaper(lease, self._run_id, run.evicted)
+        self._retention = Retention(lease, self._run_id)
         patience = settings.reissue_seconds
         self._feed = Feed(lease, self._run_id, self._send_prompt, reissue_seconds=patience, groups=self._limits.groups)
         self._errands = Errands(lease, self._run_id, sink, self._feed, reissue_seconds=patience)
@@ -118,6 +120,7 @@ class Buffer:
         self._report.count("expired", self._feed.turn(now, self._credits()))
         self._errands.turn(now, self._feed.tasks)
         self._reaper.turn(now, is_busy=inbox.rows >= INGEST_ROWS)
+        self._retention.turn(now)
         self._report.turn(now, inserts=self._inserts, groups_left=self._credits)
 
     def _brake(self, source: Source) -> None:

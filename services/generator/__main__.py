@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ def run_worker() -> None:
     """Sample until SIGTERM, then finish what is in flight."""
     from services.generator.engine import Interrupted
     from services.generator.settings import GeneratorSettings
+    from tba_common.delivery import may_outlive_the_broker
     from tba_common.lifecycle import Lifecycle
 
     settings = GeneratorSettings.from_environment()
-    with Lifecycle("tba-generator", settings) as life, contextlib.ExitStack() as stack:
+    with Lifecycle("tba-generator", settings) as life, may_outlive_the_broker(life.stop), ExitStack() as stack:
         worker = _worker(settings, life, stack)
         with contextlib.suppress(Interrupted):
             while not life.stop.is_set():
@@ -55,7 +57,7 @@ def run_autoscaler() -> None:
     settings = AutoscalerSettings.from_environment()
     name = f"{socket.gethostname()}/{os.getpid()}"
     key = None if settings.api_key is None else settings.api_key.get_secret_value()
-    with Lifecycle("tba-autoscaler", settings) as life, contextlib.ExitStack() as stack:
+    with Lifecycle("tba-autoscaler", settings) as life, ExitStack() as stack:
         actuator = stack.enter_context(contextlib.closing(_actuator(settings, name)))
         api = ScalingApi(settings.api_url, key, name)
         autoscaler = Autoscaler(api, actuator, settings.limits, dry_run=settings.dry_run)
@@ -87,7 +89,7 @@ def _actuator(settings: AutoscalerSettings, name: str) -> Actuator:
     )
 
 
-def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.ExitStack) -> Worker:
+def _worker(settings: GeneratorSettings, life: Lifecycle, stack: ExitStack) -> Worker:
     """Wire a worker to its doors; `stack` closes them, the consumer before the producer, and a download last."""
     import os
     import socket
@@ -105,7 +107,7 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: contextlib.Exit
     brokers, run_id, at_once = settings.brokers, settings.run_id, settings.max_batch_completions
     fetcher = stack.enter_context(ThreadPoolExecutor(1, "fetch"))  # closing it waits for what it is at
     engine = stack.enter_context(contextlib.closing(_engine(settings, life)))
-    producer = stack.enter_context(contextlib.closing(Producer(brokers, run_id)))
+    producer = stack.enter_context(contextlib.closing(Producer(brokers, run_id, stop=life.stop)))
     reader = stack.enter_context(contextlib.closing(Reader(brokers, run_id, [WEIGHTS.name], {})))
     consumer = Consumer(settings, PROMPTS.name, "tba-generator", window=2 * at_once)
     return Worker(

@@ -26,7 +26,7 @@ from tba_common.kafka import Consumer, Producer, Record
 from tba_common.messages import Message, Prompt, Rollout
 from tba_common.topics import rollouts
 
-HAND_BACK_SECONDS: Final = 8.0  # of its grace, a process needs this to commit and leave
+HAND_BACK_SECONDS: Final = 10.0  # of its grace, a process needs this to commit and leave, even without a broker
 _IDLE_SECONDS: Final = 0.25
 _FILL_SECONDS: Final = 0.03  # a batch waits this long for more prompts, no longer
 _COLLECT_SECONDS: Final = 0.25

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ def _run() -> None:
 
 
 def _lead(settings: LearnerSettings, ranks: Ranks) -> None:
-    from tba_common.delivery import DeadLetters
+    from tba_common.delivery import DeadLetters, may_outlive_the_broker
     from tba_common.kafka import Producer, Reader
     from tba_common.lifecycle import Lifecycle
     from tba_common.topics import BATCHES
@@ -93,19 +94,19 @@ def _lead(settings: LearnerSettings, ranks: Ranks) -> None:
         from services.learner.loop import Learner
 
         updater = _updater(settings, ranks, life.beat)
-        producer = Producer(settings.brokers, settings.run_id)
-        learner = Learner(settings, updater, producer, DeadLetters(producer, settings.run_id, "tba-learner"))
-        align(updater)
-        learner.start()
-        reader = Reader(settings.brokers, settings.run_id, [BATCHES.name], learner.offsets)
-        life.ready(True)
-        while not life.stop.is_set() and not learner.finished:
-            if not learner.step(reader):
-                ranks.call_roll()
-            life.beat()
-        learner.close()
-        reader.close()
-        producer.close()
+        with may_outlive_the_broker(life.stop), ExitStack() as stack:
+            producer = stack.enter_context(closing(Producer(settings.brokers, settings.run_id, stop=life.stop)))
+            learner = Learner(settings, updater, producer, DeadLetters(producer, settings.run_id, "tba-learner"))
+            align(updater)
+            learner.start()
+            reader = Reader(settings.brokers, settings.run_id, [BATCHES.name], learner.offsets)
+            stack.enter_context(closing(reader))
+            life.ready(True)
+            while not life.stop.is_set() and not learner.finished:
+                if not learner.step(reader):
+                    ranks.call_roll()
+                life.beat()
+            learner.close()
         ranks.send_home()
 
 

@@ -52,17 +52,18 @@ def serve(name: str, opened: Callable[[str], AbstractContextManager[Scorer]]) ->
     from services.reward.journal import open_journal
     from services.reward.settings import RewardSettings
     from services.reward.worker import Worker
-    from tba_common.delivery import DeadLetters
+    from tba_common.delivery import DeadLetters, may_outlive_the_broker
     from tba_common.kafka import Consumer, Producer
     from tba_common.lifecycle import Lifecycle
     from tba_common.topics import retries, rollouts
 
     settings, service = RewardSettings.from_environment(), f"tba-reward-{name}"
     # Closed in reverse: the consumers before the producer whose acks it commits, the scorer.
-    with Lifecycle(service, settings) as life, contextlib.ExitStack() as stack:
+    with Lifecycle(service, settings) as life, may_outlive_the_broker(life.stop), contextlib.ExitStack() as stack:
         scorer = stack.enter_context(opened(name))
         journal = stack.enter_context(open_journal(service, settings))
-        producer = stack.enter_context(contextlib.closing(Producer(settings.brokers, settings.run_id)))
+        sending = Producer(settings.brokers, settings.run_id, stop=life.stop)
+        producer = stack.enter_context(contextlib.closing(sending))
         first, late = (
             stack.enter_context(contextlib.closing(Consumer(settings, topic, group, window=settings.window)))
             for topic, group in ((rollouts(name), service), (retries(name), f"{service}-retries"))

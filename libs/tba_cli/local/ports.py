@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from contextlib import ExitStack
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -13,12 +14,21 @@ _ANSWER_SECONDS: Final = 2.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody listens on now. Somebody may take one before you do."""
+    """Return different ports that nobody listens on now.
+
+    On Linux nobody else is given one as a free port while this process lives: it keeps them bound, so that who means to
+    listen there still may, with SO_REUSEADDR as servers have it. Elsewhere somebody may take one before you do.
+    """
     with ExitStack() as held:
         listeners = [held.enter_context(socket.socket()) for _ in range(count)]
         for listener in listeners:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((LOOPBACK, 0))
-        return [listener.getsockname()[1] for listener in listeners]
+        ports = [listener.getsockname()[1] for listener in listeners]
+        if sys.platform == "linux":
+            for listener in listeners:
+                listener.detach()
+        return ports
 
 
 def answers(port: int) -> bool:

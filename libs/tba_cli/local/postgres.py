@@ -31,6 +31,7 @@ from tba_cli.local import foreground
 from tba_cli.local.ports import LOOPBACK, answers, free_ports
 from tba_cli.local.tether import start_tethered
 from tba_common.lifecycle import Lifecycle
+from tba_common.listening import EVERYWHERE
 from tba_common.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ def start(directory: Path, port: int = 0, *, address: str = LOOPBACK) -> Postgre
     if answers(port):
         raise PostgresError(f"somebody else listens on port {port}")
     command = [_program("postgres"), "-D", str(data), "-p", str(port)]
-    options = {"listen_addresses": address, "unix_socket_directories": "", "fsync": "on"}
+    listen_addresses = "*" if address == EVERYWHERE else address  # to PostgreSQL, :: is IPv6 alone
+    options = {"listen_addresses": listen_addresses, "unix_socket_directories": "", "fsync": "on"}
     with (directory / "server.log").open("ab") as output:
         process = start_tethered(
             [*command, *(f"--{name}={value}" for name, value in options.items())],
@@ -138,7 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tba_cli.local.postgres", description=start.__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="where the data and the password lie")
     parser.add_argument("--port", type=int, default=0, help="0 for any free one")
-    parser.add_argument("--address", default=LOOPBACK, help="where to listen")
+    parser.add_argument("--address", default=LOOPBACK, help="where to listen, :: everywhere")
     parser.add_argument("--login", action="append", default=[], metavar="ROLE", help="make a user in this role, too")
     parser.add_argument("--password-file", type=Path, help="has the password that a new server gets")
     arguments = parser.parse_args()

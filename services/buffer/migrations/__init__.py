@@ -10,6 +10,7 @@ again, one revision after the other.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from itertools import cycle
 from pathlib import Path
@@ -25,7 +26,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from services.buffer.migrations import roles
 from services.buffer.settings import BufferSettings
-from tba_common.lifecycle import configure_logging
+from tba_common.lifecycle import configure_logging, end_on_sigterm
 
 _DIRECTORY: Final = Path(__file__).parent
 _RETRY_SECONDS: Final = 1.0
@@ -44,9 +45,12 @@ class SchemaError(Exception):
 
 def main() -> None:
     """Migrate the database that the environment names."""
+    end_on_sigterm()
     settings = BufferSettings.from_environment()
     configure_logging(settings.log_format)
-    _wait_until_it_answers(settings.database_url)
+    engine = create_engine(settings.database_url)
+    wait_until_it_answers(engine, threading.Event())
+    engine.dispose()
     migrate(settings.database_url)
     log.info("schema is current", extra={"revision": _head()})
 
@@ -89,6 +93,7 @@ def _is_migrated(engine: Engine, lock_timeout: str) -> bool:
 
 def wait_for_schema() -> None:
     """Wait for as long as it takes until the environment's database answers and has a schema that fits."""
+    end_on_sigterm()
     settings = BufferSettings.from_environment()
     configure_logging(settings.log_format)
     engine = create_engine(settings.database_url)
@@ -125,19 +130,18 @@ def require_head(engine: Engine) -> None:
         )
 
 
-def _wait_until_it_answers(url: str) -> None:
+def wait_until_it_answers(engine: Engine, stop: threading.Event) -> None:
     """Give a server that starts beside us a minute; what it refuses then is the caller's to hear."""
-    engine = create_engine(url)
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
             engine.connect().close()
         except OperationalError as error:
-            log.info("waiting for the database", extra={"reason": str(error).splitlines()[0]})
-            time.sleep(_RETRY_SECONDS)
+            log.warning("waiting for the database", extra={"reason": str(error).splitlines()[0]})
+            if stop.wait(_RETRY_SECONDS):
+                break
         else:
             break
-    engine.dispose()
 
 
 def _head() -> str | None:

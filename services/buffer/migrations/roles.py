@@ -40,13 +40,13 @@ _API: Final = _SEEN | {
     "sampler_state": "",
 }
 
-#: The writer of the line. Of a wish it writes only what came of it.
+#: The writer of the line. Of a wish it writes only what came of it. It deletes what is too old (retention.py).
 _BUFFER: Final = _SEEN | {
     "runs": "SELECT, INSERT (run_id), UPDATE (policy_version, step, checkpoint_batch_id, status, status_at)",
     "tasks": "SELECT, UPDATE (task_steps)",
     "prompts": "SELECT, UPDATE (issues, token_ids)",
     "evaluation_requests": "SELECT, INSERT, UPDATE (issued_at)",
-    "gradings": "SELECT, UPDATE (issue_id, result, fault, settled_at)",
+    "gradings": "SELECT, DELETE, UPDATE (issue_id, result, fault, settled_at)",
     "rescores": "SELECT, UPDATE (through_issue_id, total, sent, after_prompt_id, after_trajectory_id, closed_at)",
     "rescored": "SELECT, INSERT, UPDATE",
     "seeds": "SELECT, UPDATE (issue_id)",
@@ -58,13 +58,13 @@ _BUFFER: Final = _SEEN | {
     "draws": "SELECT, INSERT, DELETE",
     "steps": "SELECT, INSERT, UPDATE",
     "versions": "SELECT, INSERT",
-    "dead_letters": "SELECT, INSERT, UPDATE (replayed_at, replay_fault)",
+    "dead_letters": "SELECT, INSERT, DELETE, UPDATE (replayed_at, replay_fault)",
     "decks": "SELECT, INSERT, UPDATE",
     "input_offsets": "SELECT, INSERT, UPDATE",
     "leases": "SELECT, INSERT, UPDATE",
     "sampler_state": "SELECT, INSERT, UPDATE",
     "idempotency_keys": "",
-    "scale_decisions": "",
+    "scale_decisions": "SELECT, DELETE",
     "scale_overrides": "",
 }
 
