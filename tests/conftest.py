@@ -30,6 +30,10 @@ def pytest_collection_finish() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors here, except one that kafka-python 3.0.12 cannot be imported without."""
     config.addinivalue_line("filterwarnings", "ignore:(read|open)_text is deprecated:DeprecationWarning")
+    if find_spec("hypothesis"):  # it is not beside vLLM
+        from hypothesis import settings
+
+        settings.load_profile("ci")  # the same examples every time, and no deadline for a machine that stalls
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

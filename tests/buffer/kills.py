@@ -74,7 +74,7 @@ def survive(kills: int, *, url: str, servers: str, run_id: str, seed: int) -> Bo
         with _serving(environment | _NUMBERS) as process:
             until(others, partial(others.has_trained, others.trained + 4))
             process.terminate()
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=60) == 0
     books = _books(engine, run_id, others, kills)
     engine.dispose()
     return books

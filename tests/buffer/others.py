@@ -14,7 +14,7 @@ from tba_common.messages import Group, Message, Prompt, Resumed, Weights
 from tests.buffer.world import step
 from tests.buffer.world import trajectories as answer
 
-DEADLINE_SECONDS: Final = 90.0
+DEADLINE_SECONDS: Final = 180.0
 
 
 class Others:

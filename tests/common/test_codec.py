@@ -283,3 +283,21 @@ def test_a_token_id_that_no_int32_holds_is_a_bad_message_and_no_crash() -> None:
     body = msgpack.packb({"run_id": "r", "prompt_token_ids": [2**40]})
     with pytest.raises(BadMessage, match="does not decode"):
         decode("rollout/3", body)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt_token_ids": ["my attack"]},
+        {"prompt_token_ids": "my attack"},
+        {"temperature": "my attack"},
+        {"completions": [{"text": "my attack"}]},
+        {"my attack": 1, "remaining": "my attack"},
+    ],
+)
+def test_the_reason_of_a_body_that_does_not_fit_quotes_nothing_of_it(changes: dict[str, Any]) -> None:
+    schema, body = encode(ROLLOUT)
+    fields = msgpack.unpackb(body, ext_hook=msgpack.ExtType, strict_map_key=False)
+    with pytest.raises(BadMessage) as refusal:
+        decode(schema, msgpack.packb(fields | changes))
+    assert "my attack" not in str(refusal.value)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final
 
 import pytest
 
 from tba_common import topics
 from tba_common.codec import encode
-from tba_common.delivery import DeadLetters, TooManyBad
-from tba_common.kafka import Producer, Record
+from tba_common.delivery import DeadLetters, TooManyBad, may_outlive_the_broker
+from tba_common.kafka import BrokerError, DeliveryError, Producer, Record
 from tba_common.messages import DeadLetter, Message, Prompt, Resumed, Rollout, Trajectories
 from tba_common.tasks import Sampling, ScorerTerm
 
@@ -158,3 +159,19 @@ def test_a_task_that_was_served_itself_vouches_for_nobody() -> None:
     dead_letters.reject(record_of(PROMPT), "bad")
     with pytest.raises(TooManyBad):
         dead_letters.reject(record_of(PROMPT), "bad")
+
+
+@pytest.mark.parametrize("fault", [BrokerError("gone"), DeliveryError("gone")])
+def test_a_broker_that_is_gone_is_no_fault_of_a_process_that_stops_and_of_no_other(
+    fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = threading.Event()
+    with pytest.raises(type(fault)), may_outlive_the_broker(stop):
+        raise fault
+    stop.set()
+    with may_outlive_the_broker(stop):
+        raise fault
+    (line,) = caplog.records
+    assert line.reason == "gone"
+    with pytest.raises(TooManyBad), may_outlive_the_broker(stop):
+        raise TooManyBad

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from kafka import TopicPartition
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaTimeoutError, RetriableError, UnknownError, for_code
 from kafka.structs import ConsumerGroupMetadata, MemberState
 
 from tba_common import kafka_client
@@ -172,3 +172,7 @@ def test_a_process_that_shares_statically_has_no_group_to_settle() -> None:
     watchdog = Watchdog(log)
     watchdog.look(LATER, got_records=True)
     watchdog.look(2 * LATER, got_records=True)
+
+
+def test_the_library_tries_again_what_a_broker_cannot_explain() -> None:
+    assert issubclass(for_code(UnknownError.errno), RetriableError)

@@ -16,15 +16,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPResponse
-from typing import cast
+from typing import Final, cast
 
 import pytest
 
 from tba_common import lifecycle
 from tba_common.lifecycle import Lifecycle, configure_logging
 from tba_common.settings import ServiceSettings
+from tests.cli.local.processes import wait_until
+from tests.loopbacks import loopbacks, reached
 
 pytestmark = pytest.mark.integration
+
+SECONDS: Final = 60.0  # for what takes none
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +49,7 @@ def life() -> Iterator[Lifecycle]:
 def get(life: Lifecycle, path: str) -> tuple[int, str]:
     assert life.address is not None
     try:
-        with cast(HTTPResponse, urllib.request.urlopen(f"http://{life.address}{path}", timeout=5)) as answer:
+        with cast(HTTPResponse, urllib.request.urlopen(f"http://{life.address}{path}", timeout=SECONDS)) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -77,13 +81,21 @@ def test_a_process_exports_its_own_metrics_and_no_other_service_s(life: Lifecycl
     assert "tba_generator" not in text
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::]:0"])
+def test_a_health_address_may_be_every_one(address: str) -> None:
+    with Lifecycle("tba-learner", ServiceSettings(health_address=address)) as life:
+        port = int(str(life.address).rpartition(":")[2])
+        assert reached(port) == (loopbacks() if address == "[::]:0" else ["127.0.0.1"])
+        assert get(life, "/healthz")[0] == 200
+
+
 def test_an_unknown_path_says_what_exists(life: Lifecycle) -> None:
     assert get(life, "/") == (404, "expected /healthz, /readyz or /metrics\n")
 
 
 def test_sigterm_sets_stop(life: Lifecycle) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    assert life.stop.wait(5)
+    assert life.stop.wait(SECONDS)
 
 
 def test_a_json_log_line_holds_its_fields(capfd: pytest.CaptureFixture[str]) -> None:
@@ -126,16 +138,16 @@ def test_a_prober_that_leaves_before_its_answer_is_no_event(
     def readiness() -> tuple[bool, str]:
         answering.append(threading.current_thread())
         asked.set()
-        return left.wait(5), "ready"
+        return left.wait(SECONDS), "ready"
 
     monkeypatch.setattr(life, "readiness", readiness)
     host, port = str(life.address).split(":")
     with socket.create_connection((host, int(port))) as prober:
         prober.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing resets
         prober.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
-        assert asked.wait(5)
+        assert asked.wait(SECONDS)
     left.set()
-    answering[0].join(5)
+    answering[0].join(SECONDS)
     assert not answering[0].is_alive()
     assert capfd.readouterr().err == ""
 
@@ -143,12 +155,15 @@ def test_a_prober_that_leaves_before_its_answer_is_no_event(
 def test_a_process_that_stopped_in_time_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
     monkeypatch.setattr(Lifecycle, "_end", lambda self: ended.set())
-    with Lifecycle("tba-learner", ServiceSettings(grace_seconds=0.2)) as life:
+    with Lifecycle("tba-learner", ServiceSettings(grace_seconds=SECONDS)) as life:
         assert life.seconds_left == math.inf
         os.kill(os.getpid(), signal.SIGTERM)
-        assert life.stop.wait(5)
-        assert life.seconds_left <= 0.2
-    assert not ended.wait(0.5)
+        assert life.stop.wait(SECONDS)
+        assert life.seconds_left <= SECONDS
+        wait_until(lambda: life._watchdog.ident is not None)
+    life._watchdog.join(SECONDS / 2)
+    assert not life._watchdog.is_alive()
+    assert not ended.is_set()
 
 
 def test_signals_mean_again_what_they_meant_when_it_is_over() -> None:
@@ -175,6 +190,6 @@ def test_a_process_that_cannot_stop_ends_when_its_grace_is_over() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         process.terminate()
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 1
     assert b"not stopped in time" in errors

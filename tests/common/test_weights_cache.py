@@ -94,16 +94,16 @@ def test_of_two_that_want_the_same_one_fills_and_the_other_finds(tmp_path: Path)
 
     def slowly(directory: Path) -> None:
         filling.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     first = threading.Thread(target=lambda: found.append(WeightCache(tmp_path).keep("a", slowly)))
     second = threading.Thread(target=lambda: found.append(WeightCache(tmp_path).keep("a", never)))
     first.start()
-    assert filling.wait(10)
+    assert filling.wait(60)
     second.start()
     go_on.set()
-    first.join(10)
-    second.join(10)
+    first.join(60)
+    second.join(60)
     assert [held.directory for held in found] == [tmp_path / "a"] * 2
 
 

@@ -144,7 +144,7 @@ def test_without_a_cache_a_version_lives_as_long_as_its_snapshot(place: Place) -
 def test_a_version_s_files_travel_at_the_same_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = MemoryFileSystem.cat_file, MemoryFileSystem.put_file
     # Each waits for the other: one after the other, neither would come.
-    up, down = threading.Barrier(2, timeout=10), threading.Barrier(2, timeout=10)
+    up, down = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
 
     def put_file(self: MemoryFileSystem, *args: Any, **kwargs: Any) -> None:
         up.wait()

@@ -78,7 +78,7 @@ class Line:
         """Trajectories of a task in the buffer."""
         return self.client.task(task).progress.trajectories
 
-    def wait_for_more(self, task: str, count: int, *, seconds: float = 60.0) -> float:
+    def wait_for_more(self, task: str, count: int, *, seconds: float = 120.0) -> float:
         """Return how many seconds a task took to have so many more trajectories."""
         target, began = self.stored(task) + count, time.monotonic()
         self.stack.wait_for(lambda: self.stored(task) >= target, seconds=seconds, what=f"{count} more of {task}")

@@ -25,7 +25,7 @@ from tba_cli.local.supervisor import Supervisor
 from tba_common.tasks import PromptSpec
 
 SURGES: Final = ("tba-api", "tba-buffer")  # what the chart runs as a Deployment beside a broker such as this one
-_PATIENCE_SECONDS: Final = 60.0
+_PATIENCE_SECONDS: Final = 180.0
 _PAUSE_SECONDS: Final = 0.2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,7 +45,7 @@ ENVIRONMENT: Final = {
     },
 }
 MORE: Final = 50  # completions that must come back between two changes
-PATIENCE_SECONDS: Final = 120.0
+PATIENCE_SECONDS: Final = 240.0
 
 pytestmark = pytest.mark.e2e
 
@@ -70,6 +71,7 @@ def test_generators_come_and_go_and_no_prompt_is_lost(stack: Stack, client: Clie
     goes_up_when_the_learner_starves(stack, client)
     goes_down_when_it_does_not(stack, client)
     stack.supervisor.park("tba-learner")  # its long steps would only slow down what follows
+    changes_to(stack, client, SIZES[-1])  # the law may have gone down to the first of the sizes by itself
     changes = sum(changes_to(stack, client, size) for size in SIZES)
     assert changes == len(SIZES)
 
@@ -95,17 +97,21 @@ def goes_up_when_the_learner_starves(stack: Stack, client: Client) -> None:
 
 
 def goes_down_when_it_does_not(stack: Stack, client: Client) -> None:
-    assert changes_to(stack, client, MOST)
+    changes_to(stack, client, MOST)
     target = client.status().step + 2
     stack.wait_for(lambda: client.status().step >= target, seconds=PATIENCE_SECONDS, what=f"step {target}")
     client.clear_override()
 
+    reasons: list[str] = []
+
     def has_shrunk() -> bool:
         follow(client, stack.generators)
+        newest = [decision.reason for decision in client.autoscaler().decisions]
+        reasons.extend(itertools.takewhile(lambda reason: reason != "override", newest))
         return running(stack) == stack.generators.reading < MOST
 
     stack.wait_for(has_shrunk, seconds=PATIENCE_SECONDS, what="fewer generators for a learner that has enough")
-    assert "surplus" in {decision.reason for decision in client.autoscaler().decisions[:3]}
+    assert "surplus" in reasons
 
 
 def changes_to(stack: Stack, client: Client, size: int) -> bool:

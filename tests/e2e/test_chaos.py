@@ -35,7 +35,7 @@ ENVIRONMENT: Final = {
 }
 VICTIMS: Final = ("tba-generator-0", "tba-reward-verifier-0", "tba-buffer", "tba-api", "tba-learner", "kafka-broker")
 BETWEEN_STEPS: Final = 5
-PROGRESS_SECONDS: Final = 90.0
+PROGRESS_SECONDS: Final = 180.0
 
 pytestmark = pytest.mark.e2e
 
@@ -53,7 +53,7 @@ def test_a_run_survives_the_death_of_each_process(stack: Stack) -> None:
         for victim in VICTIMS:
             wait_for_steps(stack, client, BETWEEN_STEPS)
             stack.kill(victim, signal.SIGKILL)
-        stack.wait_for(stack.learner_is_done, seconds=300, what="the last step")
+        stack.wait_for(stack.learner_is_done, seconds=600, what="the last step")
         client.pause(TASK.name)
         stack.wait_for(lambda: client.status().ledger.in_flight == 0, seconds=120, what="an empty line")
 

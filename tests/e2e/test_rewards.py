@@ -27,7 +27,9 @@ from tests.e2e.reward_line import (
 GSM8K: Final = Path(__file__).parents[1] / "data" / "gsm8k.jsonl"
 PROBLEMS: Final = 1_000
 SOME: Final = 200  # trajectories whose coming is timed
+STALL_SECONDS: Final = 10.0  # that a busy machine may take longer
 FEW: Final = 8
+REFUSALS: Final = 4  # half of what it takes to give a rollout up
 
 pytestmark = pytest.mark.e2e
 
@@ -55,15 +57,13 @@ def test_a_composite_reward_is_the_hand_computed_one_and_shows_each_scorers_part
 
 
 def test_a_judge_that_is_away_for_a_moment_costs_attempts_and_no_reward(rewards: Line) -> None:
-    asked = len(rewards.endpoint.requests)
-    rewards.endpoint.model = broken
-    rewards.stack.wait_for(lambda: len(rewards.endpoint.requests) >= asked + 8, seconds=30, what="refused requests")
-    rewards.endpoint.model = opinion
+    rewards.endpoint.scripted.extend([broken({})] * REFUSALS)
+    rewards.stack.wait_for(lambda: not rewards.endpoint.scripted, seconds=90, what="refused requests")
 
     def again() -> bool:
         return any(attempts_of(one, "judge") > 1 for one in rewards.trajectories(task="composite", limit=200))
 
-    rewards.stack.wait_for(again, seconds=30, what="a score at the second attempt")
+    rewards.stack.wait_for(again, seconds=90, what="a score at the second attempt")
     stored = rewards.trajectories(task="composite", limit=200)
     assert [scores_of(one)["judge"] for one in stored] == pytest.approx([judged(one["text"]) for one in stored])
     assert min(scores_of(one)["judge"] for one in stored) > 0.1
@@ -75,12 +75,12 @@ def test_a_judge_that_fails_for_good_fills_the_dead_letters_and_holds_no_other_t
     rewards.endpoint.model = broken
     meanwhile = rewards.wait_for_more("sums", SOME)
     print(f"{SOME} trajectories of the other task: {usual:.1f} s with the judge, {meanwhile:.1f} s without")
-    assert meanwhile < 2 * usual
+    assert meanwhile < 2 * usual + STALL_SECONDS
 
     def buried() -> bool:
         return len(rewards.dead_letters(task="composite")) == len(PROMPTS)
 
-    rewards.stack.wait_for(buried, seconds=60, what="a dead letter of each prompt")
+    rewards.stack.wait_for(buried, seconds=120, what="a dead letter of each prompt")
     letters = rewards.dead_letters()
     assert {(one["service"], one["purpose"], one["replay"], one["reason"]) for one in letters} == {
         ("tba-reward-judge", "train", "none", "judge answered 500 (8 attempts)")
@@ -105,12 +105,12 @@ def test_a_replay_after_the_fix_puts_through_what_the_judge_missed(rewards: Line
         )
         return len(found) == len(letters) and all(kept == ordered for kept, ordered in found)
 
-    rewards.stack.wait_for(through, seconds=30, what="every order that was replayed in the buffer")
+    rewards.stack.wait_for(through, seconds=90, what="every order that was replayed in the buffer")
     assert rewards.stored("composite") > missed
     assert {one["replay"] for one in rewards.dead_letters()} == {"sent"}
     for task in (COMPOSITE, SUMS):
         rewards.client.pause(task.name)
-    rewards.stack.wait_for(lambda: rewards.client.status().ledger.in_flight == 0, seconds=30, what="an empty line")
+    rewards.stack.wait_for(lambda: rewards.client.status().ledger.in_flight == 0, seconds=90, what="an empty line")
     ledger = rewards.client.status().ledger
     assert ledger.balances
     assert (ledger.dead_lettered, ledger.expired) == (0, 0)
@@ -156,21 +156,21 @@ def test_what_was_asked_of_a_broken_judge_says_so_and_a_replay_completes_it(rewa
     rewards.endpoint.model = broken
     asked = rewards.client.change("POST", "/v1/tasks/composite/rescore", {"limit": FEW}).json()
     rescore = f"/v1/rescores/{asked['rescore_id']}"
-    body = {"task": "composite", "prompt": {"text": "3+4="}, "completions": ["17"]}
-    refused = httpx.post(f"{rewards.client.url}/v1/graders:run", json=body, timeout=30.0)
+    body = {"task": "composite", "prompt": {"text": "3+4="}, "completions": ["17"], "wait_seconds": 60}
+    refused = httpx.post(f"{rewards.client.url}/v1/graders:run", json=body, timeout=90.0)
     assert refused.json()["type"].endswith(":grading-failed")
     assert refused.json()["detail"] == "judge answered 500 (8 attempts)"
 
     def now() -> dict[str, Any]:
         return dict(rewards.client.get(rescore).json())
 
-    rewards.stack.wait_for(lambda: now()["state"] == "done", seconds=30, what="the end of a re-scoring")
+    rewards.stack.wait_for(lambda: now()["state"] == "done", seconds=90, what="the end of a re-scoring")
     assert (now()["total"], now()["rescored"], now()["failed"]) == (FEW, 0, FEW)
     assert {one["purpose"] for one in rewards.dead_letters() if one["replay"] == "none"} == {"grade", "rescore"}
 
     rewards.endpoint.model = opinion
     rewards.tba("dlq", "replay", "--reason", "judge answered 500")
-    rewards.stack.wait_for(lambda: now()["rescored"] == FEW, seconds=30, what="the scores that were missed")
+    rewards.stack.wait_for(lambda: now()["rescored"] == FEW, seconds=90, what="the scores that were missed")
     assert now()["failed"] == 0
     grading = refused.headers["Location"]
     done = {"state": "done", "reward": pytest.approx(3.0 * judged("17"))}
@@ -179,7 +179,7 @@ def test_what_was_asked_of_a_broken_judge_says_so_and_a_replay_completes_it(rewa
         view = rewards.client.get(grading).json()
         return {"state": view["state"], "reward": view["completions"][0]["reward"] if view["completions"] else None}
 
-    rewards.stack.wait_for(lambda: graded() == done, seconds=30, what="the grade that was missed")
+    rewards.stack.wait_for(lambda: graded() == done, seconds=90, what="the grade that was missed")
 
 
 def test_a_thousand_problems_are_imported_listed_sampled_and_scored_by_their_last_number(rewards: Line) -> None:
@@ -190,7 +190,7 @@ def test_a_thousand_problems_are_imported_listed_sampled_and_scored_by_their_las
     assert listed["gsm8k"]["progress"]["prompts_train"] == PROBLEMS
     assert listed["gsm8k"]["spec"]["reward"][0]["options"] == {"match": "last_number"}
 
-    rewards.stack.wait_for(lambda: rewards.stored("gsm8k") > 0, seconds=60, what="an answer to a problem")
+    rewards.stack.wait_for(lambda: rewards.stored("gsm8k") > 0, seconds=120, what="an answer to a problem")
     rewards.client.pause("gsm8k")
     one = rewards.trajectories(task="gsm8k", limit=1)[0]
     problem = rewards.trajectory(one["trajectory_id"])

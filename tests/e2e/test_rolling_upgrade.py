@@ -87,16 +87,16 @@ def replace(rollout: Rollout, stack: Stack, name: str) -> None:
 
 def wait_for_steps(stack: Stack) -> None:
     target = one(stack, STEP) + STEPS_BETWEEN
-    stack.wait_for(lambda: one(stack, STEP) >= target, seconds=60, what=f"step {target}")
+    stack.wait_for(lambda: one(stack, STEP) >= target, seconds=180, what=f"step {target}")
 
 
 def run_empty(stack: Stack, url: str) -> None:
     """Let every prompt be ordered once, and every order come back."""
     unordered = "SELECT count(*) FROM prompts WHERE issues = 0"
-    stack.wait_for(lambda: one(stack, unordered) == 0, seconds=60, what="order of every prompt")
+    stack.wait_for(lambda: one(stack, unordered) == 0, seconds=180, what="order of every prompt")
     with Client(url) as client:
         client.pause(TASK.name)
-        stack.wait_for(lambda: client.status().ledger.in_flight == 0, seconds=60, what="empty line")
+        stack.wait_for(lambda: client.status().ledger.in_flight == 0, seconds=180, what="empty line")
 
 
 def assert_clean_exits(stack: Stack, rollout: Rollout) -> None:

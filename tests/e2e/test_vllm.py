@@ -28,7 +28,7 @@ TASK: Final = Task(
     target=Target(beta=0.1),
 )
 PROMPTS: Final = [PromptSpec(text=f"{a}+1=", reference=str(a + 1), key=str(a)) for a in range(32)]
-GRACE_SECONDS: Final = 14.0  # six to finish what can be finished, eight to leave
+GRACE_SECONDS: Final = 30.0  # to finish what can be finished, and eight of them to leave
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +36,7 @@ pytestmark = pytest.mark.e2e
 def options(model: Path, directory: Path, *, steps: int) -> StackOptions:
     assert PYTHON.exists(), f"expected {PYTHON}: `make vllm` creates it"
     batch = {"TBA_GROUPS_PER_BATCH": "4", "TBA_TRAJECTORIES_PER_GROUP": "4", "TBA_MIN_SIZE": "16"}
+    batch["TBA_REISSUE_SECONDS"] = "3600"  # what is lost stays lost, for all to see
     return StackOptions(
         directory=directory / "stack",
         model=str(model),
@@ -50,12 +51,16 @@ def options(model: Path, directory: Path, *, steps: int) -> StackOptions:
     )
 
 
-def answered(stack: Stack) -> list[Trajectories]:
-    """Everything that the scorers have passed on."""
+def answered(stack: Stack, orders: int) -> dict[int, Trajectories]:
+    """What the scorers have passed on, by order, when it is all there."""
     with contextlib.closing(Reader(stack.kafka_servers, RUN, [TRAJECTORIES.name], {})) as reader:
-        found: list[Trajectories] = []
-        while records := reader.poll(3.0):
-            found += [message for record in records if isinstance(message := record.message(), Trajectories)]
+        found: dict[int, Trajectories] = {}
+        deadline = time.monotonic() + 120
+        while len(found) < orders:
+            assert time.monotonic() < deadline, f"{len(found)} of {orders} orders answered"
+            for message in (record.message() for record in reader.poll(1.0)):
+                assert isinstance(message, Trajectories)
+                found[message.rollout.prompt.issue_id] = message
         return found
 
 
@@ -71,15 +76,15 @@ def assert_each_order_has_one_answer(stack: Stack) -> int:
 def test_weights_are_swapped_under_requests_in_flight_and_none_is_lost(tiny_model: Path, tmp_path: Path) -> None:
     with Stack(options(tiny_model, tmp_path, steps=12)) as stack, Client(stack.url, attempts=9) as client:
         client.post_task(TASK, PROMPTS)
-        stack.wait_for(stack.learner_is_done, seconds=240, what="the last step")
+        stack.wait_for(stack.learner_is_done, seconds=600, what="the last step")
         client.pause(TASK.name)
         stack.wait_for(lambda: client.status().ledger.in_flight == 0, seconds=120, what="an empty line")
         assert client.status().ledger.balances
         orders = assert_each_order_has_one_answer(stack)
-        groups = answered(stack)
+        groups = answered(stack, orders)
         assert stack.restarts()["tba-generator-0"] == 0
-    assert len({group.rollout.prompt.issue_id for group in groups}) == orders
-    completions = [completion for group in groups for completion in group.rollout.completions]
+    assert len(groups) == orders
+    completions = [completion for group in groups.values() for completion in group.rollout.completions]
     swaps = {
         (earlier, later)
         for completion in completions
@@ -100,7 +105,7 @@ def busy(tiny_model: Path, tmp_path: Path) -> Iterator[tuple[Stack, Client]]:
     asked.env["tba-buffer"].update(TBA_MIN_SIZE="128", TBA_GROUPS_PER_BATCH="8")  # type: ignore[attr-defined]
     with Stack(asked) as stack, Client(stack.url, attempts=9) as client:
         client.post_task(TASK, PROMPTS)
-        stack.wait_for(lambda: client.status().ledger.in_flight >= 128, seconds=60, what="32 prompts in flight")
+        stack.wait_for(lambda: client.status().ledger.in_flight >= 128, seconds=180, what="32 prompts in flight")
         yield stack, client
 
 
@@ -109,12 +114,10 @@ def test_a_generator_told_to_stop_finishes_or_hands_back_and_each_group_is_there
 ) -> None:
     stack, client = busy
     pid = stack.pids()["tba-generator-0"]
-    told_at = time.monotonic()
     stack.kill("tba-generator-0", signal.SIGTERM)
-    stack.wait_for(lambda: stack.pids().get("tba-generator-0") != pid, seconds=GRACE_SECONDS, what="end in its grace")
-    assert time.monotonic() - told_at < GRACE_SECONDS
-    assert stack.last_exits()["tba-generator-0"] == 0
-    stack.wait_for(stack.learner_is_done, seconds=180, what="the first step")
+    stack.wait_for(lambda: stack.pids().get("tba-generator-0") != pid, seconds=120, what="end of the old generator")
+    assert stack.last_exits()["tba-generator-0"] == 0  # in its grace: who overstays it ends with 1
+    stack.wait_for(stack.learner_is_done, seconds=600, what="the first step")
     client.pause(TASK.name)
     stack.wait_for(lambda: client.status().ledger.in_flight == 0, seconds=120, what="an empty line")
     assert_each_order_has_one_answer(stack)

@@ -116,10 +116,10 @@ def cluster() -> Iterator[Cluster]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     server, url, loop = found[0]
     try:
         yield Cluster(server, url)
     finally:
         loop.call_soon_threadsafe(ended.set)
-        thread.join(10)
+        thread.join(60)

@@ -45,7 +45,8 @@ class Generators:
 
 
 @pytest.fixture
-def api() -> Iterator[FakeApi]:
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
+    monkeypatch.setattr("services.generator.scaling_api._TIMEOUT_SECONDS", 60.0)  # the machine may stall
     with serve() as api:
         api.on(SEES, {"signals": STARVING, "override": None, "decision": None, "decisions": []})
         api.on(SAYS, Reply({}, 201))

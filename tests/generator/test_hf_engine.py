@@ -152,7 +152,7 @@ def test_completions_of_one_prompt_differ_and_no_call_or_process_repeats_another
         engine = HfEngine(device="cpu")  # its seed comes from the operating system
         engine.load(snapshot)
         seen += [[c.text for c in sample(engine, completions=12, max_new_tokens=16).completions] for _ in range(2)]
-    assert all(len(set(texts)) > 6 for texts in seen)
+    assert all(len(set(texts)) > 3 for texts in seen)  # ever fewer are ten times as rare each, and 9 one in a thousand
     assert len(set(map(tuple, seen))) == 4
 
 

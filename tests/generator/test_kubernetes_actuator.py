@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Final
 
@@ -33,7 +35,9 @@ class Clock:
 
 
 @pytest.fixture
-def kubernetes() -> Iterator[Cluster]:
+def kubernetes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for module in ("actuator", "lease"):  # the machine may stall
+        monkeypatch.setattr(f"services.generator.kubernetes_{module}._TIMEOUT_SECONDS", 60.0)
     with cluster() as found:
         found.deployment(NAME, 2)
         found.pods("a", "b")
@@ -166,7 +170,11 @@ def serving(running: int) -> HTTPServer:
     return server
 
 
-def test_before_one_goes_each_pod_is_priced_by_what_it_holds(kubernetes: Cluster, clock: Clock) -> None:
+def test_before_one_goes_each_pod_is_priced_by_what_it_holds(
+    kubernetes: Cluster, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = partial(http.client.HTTPConnection, timeout=60.0)
+    monkeypatch.setattr("http.client.HTTPConnection", lambda host, port, *, timeout: patient(host, port))
     idle, busy = serving(0), serving(96)
     kubernetes.pods("a", "b", ports={"a": busy.server_port, "b": idle.server_port})
     kubernetes.pods("silent")

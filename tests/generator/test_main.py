@@ -37,7 +37,7 @@ main()
 
 
 def readiness(address: str) -> str:
-    connection = http.client.HTTPConnection(address, timeout=5)
+    connection = http.client.HTTPConnection(address, timeout=60)
     connection.request("GET", "/readyz")
     text = connection.getresponse().read().decode()
     connection.close()

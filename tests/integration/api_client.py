@@ -68,7 +68,7 @@ class Line:
         said = {"policy_version": policy_version, "status": status, "status_at": func.now()}
         self.connection.execute(update(runs).where(runs.c.run_id == self.run_id).values(said))
 
-    def issue(self, task_id: int, prompt_id: int, **columns: Any) -> int:
+    def issue(self, task_id: int | None, prompt_id: int | None, **columns: Any) -> int:
         row = {
             "run_id": self.run_id,
             "task_id": task_id,

@@ -50,13 +50,13 @@ def test_every_version_a_learner_trains_as_an_adapter_is_what_a_generator_sample
         with ear(broker, run_id) as said, learner(broker, run_id, tmp_path) as training:
             said.listen_until_step(STEPS)
             training.send_signal(signal.SIGTERM)
-            assert training.wait(timeout=30) == 0
+            assert training.wait(timeout=120) == 0
         for version in (2, 0, 1):
             producer.send(PROMPTS.name, prompt(run_id, version, version=version))
         producer.flush()
         found = read_until(reader, lambda found: len(found) >= 3)
         sampling.send_signal(signal.SIGTERM)
-        assert sampling.wait(timeout=30) == 0
+        assert sampling.wait(timeout=120) == 0
     assert WeightStore(weights).versions() == [0, 1, 2]
     assert {r.completions[0].policy_version: r.prompt.issue_id for r in found} == {0: 0, 1: 1, 2: 2}
     for rollout in found:

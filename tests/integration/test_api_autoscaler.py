@@ -76,7 +76,7 @@ def test_signals_say_what_the_rows_hold(client: TestClient, line: Line) -> None:
     for prompt_id in line.prompt_ids(task_id)[:2]:
         line.issue(task_id, prompt_id, completions=8)
     signals = client.get("/v1/autoscaler").json()["signals"]
-    assert 0 <= signals.pop("age_seconds") < 10
+    assert 0 <= signals.pop("age_seconds") < 60
     assert 0 <= signals.pop("wait_ratio") <= 1
     assert signals == {
         "tasks_active": 1,

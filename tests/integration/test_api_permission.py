@@ -63,16 +63,68 @@ def test_to_post_one_takes_the_second_key_which_opens_everything_else_too(client
 
 
 def test_its_texts_are_for_the_second_key_only(client: TestClient, trajectory_id: int) -> None:
-    letter = client.get("/v1/dead-letters").json()["data"][0]["dead_letter_id"]
-    paths = [f"/v1/trajectories/{trajectory_id}", "/v1/trajectories?task=attacks", f"/v1/dead-letters/{letter}"]
-    assert [refusal(client.get(path)) for path in paths] == [FORBIDDEN] * 3
-    assert [client.get(path, headers=RED).status_code for path in paths] == [200] * 3
+    letter = client.get("/v1/dead-letters", headers=RED).json()["data"][0]["dead_letter_id"]
+    paths = [f"/v1/trajectories/{trajectory_id}", "/v1/trajectories?task=attacks"]
+    paths += [f"/v1/dead-letters/{letter}", "/v1/dead-letters?task=attacks"]
+    assert [refusal(client.get(path)) for path in paths] == [FORBIDDEN] * 4
+    assert [client.get(path, headers=RED).status_code for path in paths] == [200] * 4
 
 
 def test_lists_of_everything_leave_its_texts_out(client: TestClient, trajectory_id: int) -> None:
     assert client.get("/v1/trajectories").json()["data"] == []
     (shown,) = client.get("/v1/trajectories", headers=RED).json()["data"]
     assert shown["trajectory_id"] == trajectory_id
+
+
+def test_lists_of_dead_letters_leave_out_the_reasons_that_may_quote_it(
+    client: TestClient, trajectory_id: int, url: str, run_id: str
+) -> None:
+    ordinary = client.post("/v1/tasks", json=TASK).json()["task_id"]
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        line = Line(connection, run_id)
+        grading = line.issue(None, None, purpose="grade", request_id=1)
+        for issue_id, reason in (
+            (line.issue(ordinary, line.prompt_ids(ordinary)[0]), "of an ordinary task"),
+            (grading, "of a grading without a task"),
+            (None, "does not decode"),
+            (2**40, "of an order that is not here"),
+        ):
+            line.dead_letter(issue_id, reason)
+    engine.dispose()
+
+    def reasons(query: str = "", **headers: str) -> list[str]:
+        return [letter["reason"] for letter in client.get(f"/v1/dead-letters{query}", headers=headers).json()["data"]]
+
+    assert reasons() == ["does not decode", "of a grading without a task", "of an ordinary task"]
+    assert reasons("?reason=too+long") == []
+    assert reasons("?reason=too+long", **RED) == ["too long"]
+    assert len(reasons(**RED)) == 5
+
+
+def test_where_there_is_no_such_task_every_reason_is_shown(client: TestClient, url: str, run_id: str) -> None:
+    client.post("/v1/tasks", json=TASK)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        Line(connection, run_id).dead_letter(2**40, "of an order that is not here")
+    engine.dispose()
+    (letter,) = client.get("/v1/dead-letters").json()["data"]
+    assert letter["reason"] == "of an order that is not here"
+
+
+def test_nobody_without_it_changes_what_becomes_of_it(client: TestClient, trajectory_id: int) -> None:
+    letter = client.get("/v1/dead-letters", headers=RED).json()["data"][0]["dead_letter_id"]
+    for method, path, status in (
+        ("POST", "/v1/tasks/attacks/rescore", 202),
+        ("POST", "/v1/tasks/attacks/pause", 200),
+        ("POST", "/v1/tasks/attacks/resume", 200),
+        ("POST", "/v1/tasks/attacks/evaluations", 409),  # no version is published
+        ("POST", f"/v1/dead-letters/{letter}/replay", 202),
+        ("DELETE", f"/v1/dead-letters/{letter}", 409),  # about to be replayed
+        ("DELETE", "/v1/tasks/attacks", 204),
+    ):
+        assert refusal(client.request(method, path)) == FORBIDDEN
+        assert client.request(method, path, headers=RED).status_code == status
 
 
 def test_nobody_without_it_adds_to_it_or_grades_with_it(client: TestClient, trajectory_id: int) -> None:

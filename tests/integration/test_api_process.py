@@ -19,7 +19,7 @@ from tests.logins import as_role, make_logins
 
 pytestmark = pytest.mark.integration
 COMMAND = [sys.executable, "-m", "services.buffer", "api"]
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def process(**settings: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_until_it_answers(base: str) -> None:
-    """Connect with growing pauses, half a minute in all."""
-    with httpx.Client(transport=httpx.HTTPTransport(retries=7)) as client:
+    """Connect with growing pauses, a minute in all."""
+    with httpx.Client(transport=httpx.HTTPTransport(retries=8), timeout=SECONDS) as client:
         assert client.get(f"{base}/healthz").status_code == 200
 
 
@@ -60,9 +60,10 @@ def test_it_serves_and_ends_in_order_on_sigterm(url: str, run_id: str) -> None:
     settings = {"TBA_DATABASE_URL": database, "TBA_RUN_ID": run_id, "TBA_API_ADDRESS": f"127.0.0.1:{port}"}
     with process(**settings) as running:
         wait_until_it_answers(base)
-        assert httpx.post(f"{base}/v1/tasks", json=TASK).status_code == 201
-        assert httpx.get(f"{base}/v1/tasks/addition").json()["name"] == "addition"
-        assert "server" not in httpx.get(base).headers
+        with httpx.Client(base_url=base, timeout=SECONDS) as client:
+            assert client.post("/v1/tasks", json=TASK).status_code == 201
+            assert client.get("/v1/tasks/addition").json()["name"] == "addition"
+            assert "server" not in client.get("/").headers
         running.send_signal(signal.SIGTERM)
         assert running.wait(SECONDS) == 0
 

@@ -17,6 +17,12 @@ from services.buffer.tables import runs
 pytestmark = pytest.mark.integration
 
 
+@pytest.fixture(autouse=True)
+def long_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None expires but by `expire`, however long the machine stalls."""
+    monkeypatch.setattr("services.buffer.lease.LEASE_SECONDS", 3_600.0)
+
+
 @pytest.fixture
 def engine(migrated: str) -> Iterator[Engine]:
     engine = create_engine(migrated)

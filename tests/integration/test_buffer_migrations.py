@@ -84,7 +84,7 @@ def test_payloads_stay_in_their_rows_uncompressed(connect: Connect, migrated: st
 
 def test_serve_says_in_one_sentence_that_the_schema_is_missing(database: str) -> None:
     command = [sys.executable, "-m", "services.buffer", "serve"]
-    done = subprocess.run(command, env={"TBA_DATABASE_URL": database}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env={"TBA_DATABASE_URL": database}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith("run `python -m services.buffer migrate`")
     assert "Traceback" not in done.stderr
@@ -92,7 +92,7 @@ def test_serve_says_in_one_sentence_that_the_schema_is_missing(database: str) ->
 
 def test_the_migrate_command_brings_a_database_to_the_newest_revision(connect: Connect, database: str) -> None:
     command = [sys.executable, "-m", "services.buffer", "migrate"]
-    subprocess.run(command, env={"TBA_DATABASE_URL": database}, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, env={"TBA_DATABASE_URL": database}, check=True, capture_output=True, timeout=120)
     engine = connect(database)
     require_head(engine)
 
@@ -113,4 +113,4 @@ def test_whoever_waits_for_the_schema_goes_on_when_it_is_there(connect: Connect,
         assert waiter.stderr is not None
         assert "waiting for the schema" in waiter.stderr.readline()
         migrate(database)
-        assert waiter.wait(30) == 0
+        assert waiter.wait(60) == 0

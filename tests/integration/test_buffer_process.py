@@ -6,18 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, func, select
 
 from services.buffer.ledger import check, ledger
+from services.buffer.migrations import migrate
 from services.buffer.restore import ensure_run
 from services.buffer.state_tables import leases
 from services.buffer.tables import runs, trajectories
+from tba_cli.local import postgres
+from tba_cli.local.ports import free_ports
 from tests.buffer.others import Others, until
 from tests.buffer.world import add_task
 from tests.logins import as_role
@@ -77,7 +82,7 @@ def test_a_buffer_killed_again_and_again_loses_nothing_and_repeats_nothing(
     last = serve()
     until(others, partial(others.has_trained, 14))
     last.send_signal(signal.SIGTERM)
-    assert last.wait(timeout=30) == 0
+    assert last.wait(timeout=60) == 0
     with engine.connect() as connection:
         assert check(connection, run_id) == []
         book = ledger(connection, run_id)
@@ -96,15 +101,41 @@ def test_a_standby_takes_over_from_a_dead_buffer(
     others = Others(broker, run_id, stack)
     processes = {process.pid: process for process in (serve(), serve())}
     until(others, partial(others.has_trained, 2))
-    active = holder(engine)
+    active, before = holder(engine), status(engine)["epoch"]
     processes.pop(active).kill()
     standby = next(iter(processes.values()))
     until(others, partial(others.has_trained, others.trained + 4))
-    until(others, lambda: status(engine)["epoch"] == 2)
+    until(others, lambda: status(engine)["epoch"] == before + 1)
     assert standby.poll() is None
     assert holder(engine) == standby.pid
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:  # it is at work
         assert check(connection, run_id) == []
+
+
+def test_a_buffer_that_is_there_before_its_database_waits_for_it(tmp_path: Path, broker: str, stack: ExitStack) -> None:
+    (port,) = free_ports(1)
+    with postgres.running(tmp_path / "server", port) as url:
+        migrate(url)
+    environment = {"TBA_DATABASE_URL": url, "TBA_KAFKA_SERVERS": broker, "TBA_RUN_ID": "early"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.buffer", "serve"], env=os.environ | environment, stderr=subprocess.PIPE
+    )
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    assert process.stderr is not None
+    stack.enter_context(process.stderr)
+    assert any(b"waiting for the database" in line for line in process.stderr)
+    with postgres.running(tmp_path / "server", port):
+        engine = create_engine(url)
+        stack.callback(engine.dispose)
+        deadline = time.monotonic() + 60
+        while not has_holder(engine):
+            assert time.monotonic() < deadline, "the buffer did not begin"
+            time.sleep(0.2)
+        assert holder(engine) == process.pid
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(timeout=60) == 0
 
 
 def holder(engine: Engine) -> int:
@@ -112,6 +143,11 @@ def holder(engine: Engine) -> int:
     with engine.connect() as connection:
         owner = connection.execute(select(leases.c.owner)).scalar_one()
     return int(owner.split("/")[1])
+
+
+def has_holder(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(leases)).scalar_one() > 0
 
 
 def status(engine: Engine) -> dict[str, Any]:

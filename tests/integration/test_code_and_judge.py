@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +49,7 @@ def scorer(name: str, settings: Mapping[str, str]) -> Iterator[subprocess.Popen[
 
 def stderr_of(process: subprocess.Popen[str], *, exit_code: int) -> str:
     """What a process said that ended by itself."""
-    said = process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=120)[1]
     assert process.returncode == exit_code
     return said
 
@@ -66,25 +67,26 @@ def answers(broker: str, run_id: str, scorer_name: str, *sent: Rollout) -> list[
     for message in sent:
         producer.send(rollouts(scorer_name), message, key="3")
     try:
-        wait_until(all_arrived, 60)
+        wait_until(all_arrived, 120)
     finally:
         reader.close()
         producer.close()
     return arrived
 
 
-def test_code_scores_what_is_honest_and_tells_what_is_not(broker: str, run_id: str) -> None:
+def test_code_scores_what_is_honest_and_tells_what_is_not(broker: str, run_id: str, tmp_path: Path) -> None:
     settings = {
+        "TMPDIR": str(tmp_path),  # the place of its journal
         "TBA_KAFKA_SERVERS": broker,
         "TBA_RUN_ID": run_id,
         "TBA_SHARING": "static",
         "TBA_CODE_ENABLED": "true",
     }
-    order = prompt(term("code", source=RUNS_IT, seconds=0.5), run_id=run_id)
+    order, brief = (prompt(term("code", source=RUNS_IT, seconds=limit), run_id=run_id) for limit in (60, 0.5))
     sent = (
         rollout("x = 6 * 7", of=order),
         rollout("x = 1", "import os\nwhile True: os.fork()", of=order),
-        rollout("while True: pass", of=order),
+        rollout("while True: pass", of=brief),
         rollout("import os\nos._exit(0)", of=order),
     )
     with scorer("code", settings) as process:
@@ -107,11 +109,11 @@ def test_code_does_not_start_before_it_is_switched_on() -> None:
     assert said.splitlines()[-1].startswith("TBA_CODE_ENABLED: expected true: this scorer runs Python that tasks bring")
 
 
-def test_a_judge_that_answers_500_and_then_200_gives_its_score_late(broker: str, run_id: str) -> None:
-    settings = {"TBA_KAFKA_SERVERS": broker, "TBA_RUN_ID": run_id, "TBA_SHARING": "static"}
+def test_a_judge_that_answers_500_and_then_200_gives_its_score_late(broker: str, run_id: str, tmp_path: Path) -> None:
+    settings = {"TBA_KAFKA_SERVERS": broker, "TBA_RUN_ID": run_id, "TBA_SHARING": "static", "TMPDIR": str(tmp_path)}
     order = prompt(term("judge", rubric="The number must be right."), run_id=run_id)
     with serving(honest) as endpoint, scorer("judge", settings | environment(endpoint)) as process:
-        wait_until(lambda: len(endpoint.requests) == 4, 60)  # it is proven
+        wait_until(lambda: len(endpoint.requests) == 4, 120)  # it is proven
         endpoint.scripted = deque([Answer(500)])
         [scored] = answers(broker, run_id, "judge", rollout("19", of=order))
         process.send_signal(signal.SIGTERM)

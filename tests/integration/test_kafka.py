@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
+from tba_common import kafka_client
 from tba_common.codec import BadMessage
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import BrokerError, Consumer, DeliveryError, Producer, Reader, Record, create_topics
@@ -22,7 +23,7 @@ from tba_common.topics import DEAD_LETTERS, PROMPTS, TRAJECTORIES, Topic
 
 pytestmark = pytest.mark.integration
 
-DEADLINE_SECONDS: Final = 15.0
+DEADLINE_SECONDS: Final = 60.0
 GROUP: Final = "tba-test"
 TOPIC: Final = TRAJECTORIES.name
 
@@ -97,15 +98,16 @@ def test_a_message_arrives_as_it_was_sent(producer: Producer, consume: Callable[
     assert record.headers == {"schema": b"weights/1", "run": run_id.encode()}
 
 
-def wait_until_committed(consume: Callable[..., Consumer]) -> None:
-    """Look with other eyes until nothing of the prompts is left to read."""
+def wait_until_committed(broker: str, run_id: str, records: Iterable[Record]) -> None:
+    """Ask the broker until nobody would read these again."""
+    wanted = {(TopicPartition(record.topic, record.partition), record.offset + 1) for record in records}
     deadline = time.monotonic() + DEADLINE_SECONDS
-    unfinished = True
-    while unfinished:
-        assert time.monotonic() < deadline
-        other = consume(PROMPTS.name)
-        unfinished = bool(other.take(1, 0.5))
-        other.close()
+    with closing(KafkaAdminClient(bootstrap_servers=broker)) as admin:
+        found: set[tuple[TopicPartition, int]] = set()
+        while not wanted <= found:
+            assert time.monotonic() < deadline, f"committed: {found}"
+            (offsets,) = admin.list_group_offsets(f"{GROUP}.{run_id}").values()
+            found = {(partition, committed.offset) for partition, committed in offsets.items()}
 
 
 def test_messages_of_one_key_keep_their_order(
@@ -133,7 +135,6 @@ def test_static_sharing_covers_every_partition_exactly_once(
 
 def test_a_share_follows_the_count_in_a_file_and_what_was_done_is_not_read_again(
     producer: Producer,
-    consume: Callable[..., Consumer],
     broker: str,
     run_id: str,
     open_until_end: ExitStack,
@@ -142,7 +143,10 @@ def test_a_share_follows_the_count_in_a_file_and_what_was_done_is_not_read_again
 ) -> None:
     caplog.set_level("INFO", logger="tba_common.kafka_consumer")
     count = tmp_path / "count"
-    count.write_text("1")
+
+    def share_among(members: int) -> None:
+        (tmp_path / "aside").write_text(str(members))
+        (tmp_path / "aside").replace(count)  # whoever reads sees the old count or the new one
 
     def member(index: int) -> Consumer:
         settings = WorkerSettings.model_validate(
@@ -159,14 +163,16 @@ def test_a_share_follows_the_count_in_a_file_and_what_was_done_is_not_read_again
             producer.send(PROMPTS.name, message, partition=partition)
         producer.flush()
 
+    share_among(1)
     one, two = member(0), member(1)
     send(1)
-    for record in take(one, PROMPTS.partitions):
+    taken = take(one, PROMPTS.partitions)
+    for record in taken:
         one.done(record)
     assert two.take(1, 0.3) == []
-    wait_until_committed(consume)  # who takes over reads on behind what is committed, not behind what is done
+    wait_until_committed(broker, run_id, taken)  # who takes over reads on behind that, not behind what is done
     caplog.clear()
-    count.write_text("2")
+    share_among(2)
     deadline = time.monotonic() + DEADLINE_SECONDS
     while [record.getMessage() for record in caplog.records].count("partitions assigned") < 2:
         assert time.monotonic() < deadline
@@ -212,6 +218,7 @@ def test_group_sharing_moves_work_to_a_member_that_joins_and_back_when_it_leaves
                 member.done(record)
     assert by_second
     second.close()
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while len(came) < sent and time.monotonic() < deadline:
         for record in first.take(10, 0.5):
             came.add(number_of(record))
@@ -416,7 +423,14 @@ def test_a_topic_that_does_not_exist_yet_is_waited_for_and_not_made_up(
 def test_a_topic_that_never_comes_is_named_in_the_error(
     monkeypatch: pytest.MonkeyPatch, broker: str, run_id: str
 ) -> None:
-    monkeypatch.setattr("tba_common.kafka_client._PATIENCE_SECONDS", 0.5)
+    connect = kafka_client.connect
+
+    def connect_and_lose_patience(*arguments: Any, **options: Any) -> Any:
+        client = connect(*arguments, **options)  # which may take its time
+        monkeypatch.setattr(kafka_client, "_PATIENCE_SECONDS", 0.5)
+        return client
+
+    monkeypatch.setattr(kafka_client, "connect", connect_and_lose_patience)
     with pytest.raises(BrokerError, match=r"no topic tba\.nowhere within"):
         Reader(broker, run_id, ["tba.nowhere"], {})
     admin = KafkaAdminClient(bootstrap_servers=broker)

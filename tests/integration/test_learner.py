@@ -23,6 +23,7 @@ from tba_common.kafka import Producer, Reader
 from tba_common.messages import Group, Message, Resumed, Step, Weights
 from tba_common.topics import BATCHES, STEPS, WEIGHTS
 from tba_common.weights import WeightStore
+from tests.cli.local.processes import wait_until
 from tests.learner.groups import batch
 from tests.learner.small_policy import write_small
 
@@ -61,7 +62,8 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a process and to what torchrun started, each rank in a session of its own."""
     with contextlib.suppress(FileNotFoundError):
         for pid in [process.pid, *ranks_of(process)]:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may end with the one before
+                os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
@@ -78,9 +80,9 @@ class Ear:
         self.heard: list[Message] = []
 
     def listen_until_step(self, step: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not any(isinstance(message, Step) and message.step == step for message in self.heard):
-            assert time.monotonic() < deadline, f"step {step} not reported within a minute, heard {self.heard}"
+            assert time.monotonic() < deadline, f"step {step} not reported within three minutes, heard {self.heard}"
             self.heard += [record.message() for record in self._reader.poll(0.5)]
 
     @property
@@ -138,7 +140,7 @@ def test_a_learner_killed_after_a_checkpoint_ends_with_the_weights_of_steps_with
         with learner(broker, run_id, tmp_path) as second:
             said.listen_until_step(STEPS_IN_ALL)
             second.send_signal(signal.SIGTERM)
-            assert second.wait(timeout=30) == 0
+            assert second.wait(timeout=120) == 0
     resumed = [(message.batch_id, message.step) for message in said.heard if isinstance(message, Resumed)]
     assert resumed == [(0, 0), (3, 3)]
     assert [(step.step, step.batch_id) for step in said.steps] == [(n, n) for n in (1, 2, 3, 4, 5, 4, 5, 6, 7, 8)]
@@ -165,7 +167,7 @@ def test_two_ranks_killed_after_a_checkpoint_end_with_the_weights_of_one(
         with learner(broker, run_id, tmp_path, ranks=2) as second:
             said.listen_until_step(STEPS_IN_ALL)
             second.send_signal(signal.SIGTERM)
-            second.wait(timeout=40)
+            second.wait(timeout=120)
     steps = {step.step: step for step in said.steps}
     assert sorted(steps) == list(range(1, STEPS_IN_ALL + 1))
     assert steps[1].trajectories == sum(len(group.draws) for group in batch(1))
@@ -186,5 +188,5 @@ def test_the_whole_learner_fails_when_a_follower_dies_while_the_leader_waits_for
         said.listen_until_step(1)
         ranks = ranks_of(running)
         os.kill(ranks[1], signal.SIGKILL)
-        assert running.wait(timeout=60) != 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+        assert running.wait(timeout=180) != 0
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks))

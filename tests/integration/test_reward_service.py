@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,12 +21,13 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def service(broker: str, run_id: str) -> Iterator[subprocess.Popen[bytes]]:
+def service(broker: str, run_id: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     env = os.environ | {
         "TBA_KAFKA_SERVERS": broker,
         "TBA_RUN_ID": run_id,
         "TBA_SHARING": "static",
-        "TBA_TIME_LIMIT_SECONDS": "1",
+        "TBA_TIME_LIMIT_SECONDS": "5",
+        "TMPDIR": str(tmp_path),  # the place of its journal
     }
     process = subprocess.Popen([sys.executable, "-m", "services.reward", "verifier"], env=env)
     try:
@@ -54,13 +56,13 @@ def test_rollouts_become_trajectories_or_dead_letters_and_a_stop_is_clean(
     ):
         producer.send(rollouts("verifier"), message, key="3")
     try:
-        wait_until(all_arrived, 60)
+        wait_until(all_arrived, 120)
     finally:
         reader.close()
         producer.close()
 
     rewards = sorted(m.rewards.tolist() for m in arrived if isinstance(m, Trajectories))
     assert rewards == [[1.0], [1.0, 0.0]]
-    assert [m.reason for m in arrived if isinstance(m, DeadLetter)] == ["verifier exceeded 1 s on completion 2 of 2"]
+    assert [m.reason for m in arrived if isinstance(m, DeadLetter)] == ["verifier exceeded 5 s on completion 2 of 2"]
     service.send_signal(signal.SIGTERM)
-    assert service.wait(20) == 0
+    assert service.wait(60) == 0

@@ -103,7 +103,8 @@ def test_no_role_changes_the_schema_or_empties_a_table(migrated: str, role: str)
         ("tba_buffer", "UPDATE prompts SET text = 'x'"),
         ("tba_buffer", "INSERT INTO gradings (run_id, request) VALUES ('main', '{}')"),
         ("tba_buffer", "INSERT INTO scale_overrides VALUES ('main', 9, now())"),
-        ("tba_buffer", "DELETE FROM dead_letters"),
+        ("tba_buffer", "DELETE FROM rescores"),
+        ("tba_buffer", "UPDATE scale_decisions SET desired = 9"),
         ("tba_reader", "SELECT * FROM idempotency_keys"),
         *(("tba_reader", f"DELETE FROM {table}") for table in TABLES),
         ("tba_reader", "INSERT INTO runs (run_id) VALUES ('mine')"),
@@ -177,12 +178,12 @@ def test_who_may_not_make_roles_migrates_all_the_same_and_is_told_what_is_missin
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     assert '"roles": "tba_api, tba_buffer, tba_reader"' in done.stderr
     assert "python -m services.buffer roles" in done.stderr
     command = [sys.executable, "-m", "services.buffer", "roles"]
-    script = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    script = subprocess.run(command, capture_output=True, check=True, timeout=120).stdout
     make_logins(managed)
     engine = create_engine(as_role(managed, "tba_api"), poolclass=NullPool)
     with pytest.raises(SchemaError, match="may not read the tables"):

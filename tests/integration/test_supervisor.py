@@ -182,14 +182,14 @@ def test_every_line_is_forwarded_with_the_name_of_its_process_and_kept_in_its_lo
 
 
 def test_a_process_that_never_becomes_ready_ends_the_start_with_its_last_words(tmp_path: Path) -> None:
+    def never() -> bool:
+        wait_until(lambda: "no such model" in (tmp_path / "logs/bad.log").read_text())
+        return False
+
+    bad = python("print('no such model', flush=True); import signal; signal.pause()")
     specs = [
         ProcessSpec(name="good", command=python(FOR_EVER)),
-        ProcessSpec(
-            name="bad",
-            command=python("print('no such model', flush=True); import signal; signal.pause()"),
-            ready=lambda: False,
-            ready_seconds=0.5,
-        ),
+        ProcessSpec(name="bad", command=bad, ready=never, ready_seconds=0.5),
     ]
     supervisor = Supervisor(specs, tmp_path)
     with pytest.raises(StartError, match=r"(?s)bad was not ready.*no such model"):
@@ -244,7 +244,7 @@ def supervisor_of_its_own(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_no_descendant_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     with supervisor_of_its_own(tmp_path) as process:
-        wait_until(lambda: read_number(tmp_path / "grandchild") is not None)
+        wait_until(lambda: (tmp_path / STATE_FILE).exists() and read_number(tmp_path / "grandchild") is not None)
         state = json.loads((tmp_path / STATE_FILE).read_text())
         descendants = [state["processes"][0]["pid"], read_number(tmp_path / "grandchild")]
         assert not any(map(is_gone, descendants))

@@ -167,7 +167,7 @@ def test_what_was_downloaded_once_is_not_downloaded_again(place: Place, server: 
 
 def test_files_travel_at_the_same_time_both_ways(place: Place, server: S3Server) -> None:
     # Each request waits for another: one after the other, the second would never come.
-    meetings = {"PUT": threading.Barrier(2, timeout=20), "GET": threading.Barrier(2, timeout=20)}
+    meetings = {"PUT": threading.Barrier(2, timeout=60), "GET": threading.Barrier(2, timeout=60)}
 
     def meet(method: str, path: str) -> bool:
         if method in meetings and path.endswith((".safetensors", "config.json")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.learner.batches import BatchAssembler
@@ -43,13 +43,11 @@ def read(assembler: BatchAssembler, log: list[tuple[int, int]], start: int = 0) 
     return given_out
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(LOGS)
 def test_any_interleaving_gives_every_batch_in_order_exactly_once(log: list[tuple[int, int]]) -> None:
     assert [batch_id for batch_id, _ in read(BatchAssembler(0), log)] == [1, 2, 3, 4]
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(LOGS, st.integers(0, 24))
 def test_a_restart_from_the_resume_offset_gives_the_same_later_batches(log: list[tuple[int, int]], crash: int) -> None:
     crash = min(crash, len(log))
@@ -60,7 +58,6 @@ def test_a_restart_from_the_resume_offset_gives_the_same_later_batches(log: list
     assert before + after == read(BatchAssembler(0), log)
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(LOGS, st.integers(0, 24))
 def test_the_resume_offset_never_skips_a_group_that_is_held(log: list[tuple[int, int]], crash: int) -> None:
     crash = min(crash, len(log))

@@ -127,14 +127,14 @@ def loss_and_log_z(groups: list[Group], token_budget: int) -> tuple[float, float
     return total, log_z_total
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(token_budget=st.integers(1, 200), seed=st.integers(1, 50), size=st.integers(1, 5), draws=st.integers(1, 6))
 def test_how_a_batch_is_cut_never_changes_the_result(token_budget: int, seed: int, size: int, draws: int) -> None:
     groups = batch(seed, size=size, draws=draws)
     assert loss_and_log_z(groups, token_budget) == pytest.approx(loss_and_log_z(groups, LARGE), rel=1e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(token_budget=st.integers(1, 200), seed=st.integers(1, 50), size=st.integers(1, 5), draws=st.integers(1, 6))
 def test_every_draw_is_in_one_micro_batch_and_none_is_over_the_budget(
     token_budget: int, seed: int, size: int, draws: int

@@ -32,7 +32,7 @@ class FakeScorer:
 
     def score(self, rollout: Rollout, options: Mapping[str, Any]) -> Judgement:
         if self.gate is not None:
-            assert self.gate.wait(10)
+            assert self.gate.wait(60)
         if self.failures:
             raise self.failures[0] if self.lasts and len(self.failures) == 1 else self.failures.pop(0)
         factor = options.get("factor", 1)

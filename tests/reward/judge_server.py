@@ -86,9 +86,9 @@ def serving(model: Callable[[dict[str, Any]], Answer] = honest) -> Iterator[Endp
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with endpoint.lock:
-                endpoint.requests.append(request)
-                endpoint.headers.append({"Path": self.path, **self.headers})
                 answer = endpoint.scripted.popleft() if endpoint.scripted else endpoint.model(request)
+                endpoint.headers.append({"Path": self.path, **self.headers})
+                endpoint.requests.append(request)  # last: whoever counts them may then change what is answered
             self.send_response(answer.status)
             for name, value in ({"Content-Length": str(len(answer.body))} | answer.headers).items():
                 self.send_header(name, value)

@@ -45,8 +45,8 @@ def test_an_error_of_the_function_names_its_line_and_the_completion(code: Code) 
 
 def test_a_completion_that_breaks_the_function_is_named_and_never_scored_zero(code: Code) -> None:
     runs_it = "def score(prompt, completion, reference):\n    exec(completion)\n    return 1"
-    with pytest.raises(ScoringFailed, match=r"^code exceeded 0.2 s on completion 2 of 2$"):
-        code.score(rollout("pass", "while True: pass"), {"source": runs_it, "seconds": 0.2})
+    with pytest.raises(ScoringFailed, match=r"^code exceeded 5 s on completion 2 of 2$"):
+        code.score(rollout("pass", "while True: pass"), {"source": runs_it, "seconds": 5})
     assert code.score(rollout("pass"), {"source": runs_it}).values.tolist() == [1]
 
 

@@ -32,7 +32,7 @@ def sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
-def run(sandbox: Sandbox, body: str, completion: object = "19", *, seconds: float = 10, memory_mb: int = 64) -> float:
+def run(sandbox: Sandbox, body: str, completion: object = "19", *, seconds: float = 60, memory_mb: int = 64) -> float:
     """Evaluate a function of this body; `libc` is the C library, `os` and `sys` are there."""
     source = "import os, sys\nlibc = sys.modules['ctypes'].CDLL(None)\ndef score(prompt, completion, reference):\n"
     code = source + textwrap.indent(textwrap.dedent(body), "    ")
@@ -249,7 +249,7 @@ def test_an_evaluation_does_not_outlive_a_scorer_that_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", _SCORER], stdout=subprocess.PIPE, text=True) as scorer:
         assert scorer.stdout is not None
         interpreter = int(scorer.stdout.readline())
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (evaluations := children_of(interpreter)):
             assert time.monotonic() < deadline
         scorer.kill()

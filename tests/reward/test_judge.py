@@ -206,7 +206,7 @@ def test_visits_that_wait_for_a_check_share_its_fault(endpoint: Endpoint, monkey
     looks: list[float] = []  # at the clock: one by each visit, and one more by the visit that checks
 
     def away(request: dict[str, Any]) -> Answer:
-        assert all_wait.wait(10)
+        assert all_wait.wait(60)
         return Answer(503)
 
     def clock() -> float:

@@ -25,7 +25,7 @@ class Doubling:
 
     def __call__(self, items: Sequence[int]) -> list[int]:
         self.busy.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         self.batches.append(list(items))
         if 13 in items:
             raise ZeroDivisionError("thirteen")
@@ -49,12 +49,12 @@ def test_what_is_asked_while_the_model_is_busy_shares_the_next_batch() -> None:
     run.gate.clear()
     with batches(run, seconds=0.1, tokens=20) as ask, ThreadPoolExecutor(3) as threads:
         first = threads.submit(ask, [20])  # fills a batch by itself
-        assert run.busy.wait(10)
+        assert run.busy.wait(60)
         others = [threads.submit(ask, [4]), threads.submit(ask, [5])]
         while ask._asked.qsize() < 2:
             threading.Event().wait(0.001)
         run.gate.set()
-        assert [first.result(10), *(other.result(10) for other in others)] == [[40], [8], [10]]
+        assert [first.result(60), *(other.result(60) for other in others)] == [[40], [8], [10]]
     assert sorted(map(sorted, run.batches)) == [[4, 5], [20]]
 
 

@@ -22,7 +22,14 @@ NEVER_ENDING = "$9^{9^9}$"
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
-    with open_verifier("verifier", VerifierSettings(time_limit_seconds=1.0)) as verifier:
+    with open_verifier("verifier", VerifierSettings(time_limit_seconds=30.0)) as verifier:
+        yield verifier
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Verifier]:
+    """One whose limit is reached in a test, and not by what a busy machine makes anybody wait."""
+    with open_verifier("verifier", VerifierSettings(time_limit_seconds=4.0)) as verifier:
         yield verifier
 
 
@@ -43,11 +50,11 @@ def test_each_match_gives_one_for_right_and_zero_for_wrong(
     assert scores.dtype == "float32"
 
 
-def test_a_completion_that_hangs_is_named_and_never_scored_zero(verifier: Verifier) -> None:
+def test_a_completion_that_hangs_is_named_and_never_scored_zero(impatient: Verifier) -> None:
     hanging = rollout("19", "20", NEVER_ENDING, "18")
-    with pytest.raises(ScoringFailed, match=r"^verifier exceeded 1 s on completion 3 of 4$"):
-        verifier.score(hanging, {"match": "math"})
-    assert verifier.score(rollout("19"), {"match": "math"}).values.tolist() == [1]
+    with pytest.raises(ScoringFailed, match=r"^verifier exceeded 4 s on completion 3 of 4$"):
+        impatient.score(hanging, {"match": "math"})
+    assert impatient.score(rollout("19"), {"match": "math"}).values.tolist() == [1]
 
 
 def test_a_prompt_without_reference_is_refused(verifier: Verifier) -> None:
@@ -60,11 +67,11 @@ def test_a_reference_that_cannot_be_read_is_refused(verifier: Verifier) -> None:
         verifier.score(rollout("19", of=prompt(reference="nineteen")), {"match": "last_number"})
 
 
-def test_a_pattern_that_backtracks_for_ever_hits_the_limit(verifier: Verifier) -> None:
+def test_a_pattern_that_backtracks_for_ever_hits_the_limit(impatient: Verifier) -> None:
     options = {"match": "regex", "pattern": "^(a+)+$"}
-    with pytest.raises(ScoringFailed, match=r"^verifier exceeded 1 s on completion 2 of 2$"):
-        verifier.score(rollout("aaa", "a" * 64 + "!"), options)
-    assert verifier.score(rollout("aaa", "b"), options).values.tolist() == [1, 0]
+    with pytest.raises(ScoringFailed, match=r"^verifier exceeded 4 s on completion 2 of 2$"):
+        impatient.score(rollout("aaa", "a" * 64 + "!"), options)
+    assert impatient.score(rollout("aaa", "b"), options).values.tolist() == [1, 0]
 
 
 SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}

@@ -53,7 +53,7 @@ def worker_of(
     )
 
 
-def step_until(worker: Worker, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def step_until(worker: Worker, condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Turn the loop until the condition holds; fail after the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -179,13 +179,16 @@ def test_a_scorer_that_is_unfit_ends_its_process_and_no_rollout_is_blamed(broker
     assert (broker.sent, broker.done) == ([], [])
 
 
-def test_a_visit_that_hangs_is_dead_lettered_and_the_others_go_on(broker: FakeBroker) -> None:
+def test_a_visit_that_hangs_is_dead_lettered_and_the_others_go_on(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = threading.Event()
     broker.post(rollout("hangs"))
     hanging = FakeScorer(gate=gate)
     worker = worker_of(broker, hanging, visit_limit_seconds=0.1)
     step_until(worker, lambda: bool(broker.dead))
     gate.set()
+    monkeypatch.setattr(worker._slots, "_limit", 60.0)
     broker.post(rollout("19"))
     step_until(worker, lambda: bool(broker.trajectories))
     assert [letter.reason for letter in broker.dead] == ["verifier exceeded 0.1 s"]

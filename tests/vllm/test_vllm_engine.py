@@ -19,6 +19,7 @@ from tests.vllm.conftest import POLICY
 
 LONG = replace(REQUEST, completions=4, temperature=1.5, max_new_tokens=CONTEXT - 6)
 GREEDY = replace(REQUEST, completions=1, temperature=0.0, max_new_tokens=24)
+MANY = 60  # thirty times what runs at once: seconds of work, even if nobody looks after it
 TEXTS = ("12+34=", "7=", "abcdef", "9+9+9=")
 
 
@@ -49,8 +50,8 @@ def test_completions_of_one_prompt_are_drawn_apart_and_end_with_eos_once(engine:
     engine.submit(replace(LONG, completions=8))
     (finished,) = answers(engine, 1)
     sampled = [tuple(completion.token_ids.tolist()) for completion in finished.completions]
-    assert len({tokens[0] for tokens in sampled}) > 1, sampled
-    long = [tokens for tokens in sampled if len(tokens) > 8]  # short ones, such as EOS at once, may well repeat
+    assert len({tokens[:3] for tokens in sampled}) > 1, sampled  # by chance once in 10^9
+    long = [tokens for tokens in sampled if len(tokens) > 12]  # short ones, such as EOS at once, may well repeat
     assert len(set(long)) == len(long), sampled
     for completion in finished.completions:
         ends = completion.token_ids.tolist().count(EOS)
@@ -111,14 +112,14 @@ def test_two_swaps_under_requests_in_flight_lose_nothing_and_every_token_has_its
     snapshots = [publisher.snapshot(version, replace(POLICY, seed=version)) for version in (1, 2)]
     finished: list[Finished] = []
     for snapshot in snapshots:
-        for request_id in range(24):  # twelve times what runs at once
+        for request_id in range(MANY):
             engine.submit(replace(LONG, request_id=100 * snapshot.version + request_id))
         finished += answers(engine, 1)
         engine.load(snapshot)
-    finished += answers(engine, 48 - len(finished))
-    assert sorted(one.request_id for one in finished) == [*range(100, 124), *range(200, 224)]
+    finished += answers(engine, 2 * MANY - len(finished))
+    assert sorted(one.request_id for one in finished) == [*range(100, 100 + MANY), *range(200, 200 + MANY)]
     completions = [completion for one in finished for completion in one.completions]
-    assert len(completions) == 48 * LONG.completions
+    assert len(completions) == 2 * MANY * LONG.completions
     swapped = [completion for completion in completions if completion.spans]
     assert {version for completion in swapped for version, _ in completion.spans} == {0, 1, 2}
     for completion in swapped:

@@ -21,7 +21,7 @@ def python(code: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-S", "-c", code, *arguments)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Return when the condition holds; fail after the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -46,7 +46,7 @@ def test_the_process_ends_well_on_sigterm() -> None:
     port = free_ports(1)[0]
     with wrapper("tba_cli.local.kafka_broker", "--port", str(port)) as process:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert not answers(port)
 
 
@@ -54,7 +54,7 @@ def test_the_process_ends_with_1_when_the_broker_does() -> None:
     with wrapper("tba_cli.local.kafka_broker") as process:
         (broker,) = children(process.pid)
         os.kill(broker, signal.SIGKILL)
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
 
 
 def test_the_broker_ends_when_its_process_is_killed() -> None:
