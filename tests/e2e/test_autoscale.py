@@ -28,9 +28,10 @@ TASK: Final = Task(
     target=Target(beta=0.1),
 )
 ENVIRONMENT: Final = {
-    # The learner starves until two thousand completions are there; from then on it has more than it can train on.
+    # The learner starves until ten thousand completions are there; from then on it has more than it can train on.
     "tba-buffer": {
-        "TBA_MIN_SIZE": "2000",
+        "TBA_MIN_SIZE": "10000",
+        "TBA_CAPACITY_PER_PROMPT": "200",
         "TBA_GROUPS_PER_BATCH": "32",
         "TBA_SAMPLES_PER_INSERT": "64",
         "TBA_REISSUE_SECONDS": "3600",  # what is lost stays lost, for all to see
@@ -39,7 +40,7 @@ ENVIRONMENT: Final = {
     "tba-learner": {"TBA_PUBLISH_EVERY": "1000", "TBA_CHECKPOINT_EVERY": "1000"},
     "tba-autoscaler": {
         "TBA_INTERVAL_SECONDS": "0.5",
-        "TBA_SETTLE_SECONDS": "5",
+        "TBA_SETTLE_SECONDS": "3",
         "TBA_DOWN_AFTER_SECONDS": "2",
         "TBA_ZERO_AFTER_SECONDS": "1",
     },
