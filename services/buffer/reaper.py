@@ -17,8 +17,8 @@ from services.buffer.lease import Lease
 
 _EVERY_SECONDS: Final = 2.0
 _LATEST_SECONDS: Final = 10.0
-_AT_ONCE: Final = 2_000
-_TOO_MANY: Final = 2 * _AT_ONCE
+_AT_ONCE: Final = 1_000  # tens of milliseconds, for which a batch may have to wait
+_TOO_MANY: Final = 4 * _AT_ONCE
 # What is needed is looked up once, not for each row: a plan made while there were few draws would never end.
 _DELETE: Final = text("""
     WITH needed AS MATERIALIZED (
