@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def run_worker() -> None:
     settings = GeneratorSettings.from_environment()
     with Lifecycle("tba-generator", settings) as life, may_outlive_the_broker(life.stop), ExitStack() as stack:
         worker = _worker(settings, life, stack)
-        with contextlib.suppress(Interrupted):
+        with suppress(Interrupted):
             while not life.stop.is_set():
                 worker.step()
                 life.beat()
@@ -58,7 +57,7 @@ def run_autoscaler() -> None:
     name = f"{socket.gethostname()}/{os.getpid()}"
     key = None if settings.api_key is None else settings.api_key.get_secret_value()
     with Lifecycle("tba-autoscaler", settings) as life, ExitStack() as stack:
-        actuator = stack.enter_context(contextlib.closing(_actuator(settings, name)))
+        actuator = stack.enter_context(closing(_actuator(settings, name)))
         api = ScalingApi(settings.api_url, key, name)
         autoscaler = Autoscaler(api, actuator, settings.limits, dry_run=settings.dry_run)
         pause = min(settings.interval_seconds, settings.lease_seconds / 8)
@@ -106,9 +105,9 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: ExitStack) -> W
 
     brokers, run_id, at_once = settings.brokers, settings.run_id, settings.max_batch_completions
     fetcher = stack.enter_context(ThreadPoolExecutor(1, "fetch"))  # closing it waits for what it is at
-    engine = stack.enter_context(contextlib.closing(_engine(settings, life)))
-    producer = stack.enter_context(contextlib.closing(Producer(brokers, run_id, stop=life.stop)))
-    reader = stack.enter_context(contextlib.closing(Reader(brokers, run_id, [WEIGHTS.name], {})))
+    engine = stack.enter_context(closing(_engine(settings, life)))
+    producer = stack.enter_context(closing(Producer(brokers, run_id, stop=life.stop)))
+    reader = stack.enter_context(closing(Reader(brokers, run_id, [WEIGHTS.name], {})))
     consumer = Consumer(settings, PROMPTS.name, "tba-generator", window=2 * at_once)
     return Worker(
         engine=engine,
@@ -120,7 +119,7 @@ def _worker(settings: GeneratorSettings, life: Lifecycle, stack: ExitStack) -> W
             max_versions_behind=settings.max_versions_behind,
             fetcher=fetcher,
         ),
-        consumer=stack.enter_context(contextlib.closing(consumer)),
+        consumer=stack.enter_context(closing(consumer)),
         producer=producer,
         dead_letters=DeadLetters(producer, run_id, life.service),
         run_id=run_id,
