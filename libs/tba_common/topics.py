@@ -38,6 +38,9 @@ STEPS: Final = Topic("tba.steps", partitions=1, retention_ms=3 * _DAY_MS)
 WEIGHTS: Final = Topic("tba.weights", partitions=1, compact=True)
 DEAD_LETTERS: Final = Topic("tba.dead_letters", partitions=1, retention_ms=14 * _DAY_MS)
 
+#: Batches sent to the learner whose reports the buffer has not heard: one in its hands, one to start on at once.
+MAX_BATCHES_IN_FLIGHT: Final = 2
+
 _OF_EVERY_RUN: Final = (PROMPTS, TRAJECTORIES, BATCHES, STEPS, WEIGHTS, DEAD_LETTERS)
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from services.buffer import batches
 from services.buffer.index import Index
 from services.buffer.lease import Lease
-from services.buffer.limiter import MAX_BATCHES_IN_FLIGHT, Limits, Reason, Stock, blocked
+from services.buffer.limiter import Limits, Reason, Stock, blocked
 from services.buffer.orders import KnownTask
 from services.buffer.pacing import Backlog, Turnaround
 from services.buffer.payload_cache import PayloadCache
@@ -23,6 +23,7 @@ from services.buffer.sampling import Batch, Draws
 from tba_common import metrics
 from tba_common.messages import Group, Resumed, Step
 from tba_common.tasks import Task
+from tba_common.topics import MAX_BATCHES_IN_FLIGHT
 
 _RECENT_BATCHES: Final = 32
 _RETRY_SECONDS: Final = 1.0

@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+from tba_common.topics import MAX_BATCHES_IN_FLIGHT
+
 #: Why no batch can be drawn now. All but `in_flight`, which waits for the learner, want more trajectories.
 #: `index_ahead` is found by the draw itself: whoever draws from the tables sees no prompt of those in the index.
 Reason = Literal["in_flight", "min_size", "stale", "not_ready", "ratio", "index_ahead"]
 REASONS: Final[tuple[Reason, ...]] = ("in_flight", "min_size", "stale", "not_ready", "ratio", "index_ahead")
-
-#: Batches sent to the learner and not yet trained: one in its hands, one to start on at once.
-MAX_BATCHES_IN_FLIGHT: Final = 2
-
 
 #: Trajectories that one ingest transaction may bring at most, beyond the last record's own.
 INGEST_ROWS: Final = 500

@@ -33,7 +33,9 @@ def _apply_step(connection: Connection, run_id: str, step: Step) -> None:
     }
     statement = insert(steps).values(run_id=run_id, step=step.step, **row)
     again = {**row, "created_at": func.now()}  # trained again after a restart: the learner is there now, not then
-    connection.execute(statement.on_conflict_do_update(index_elements=[steps.c.run_id, steps.c.step], set_=again))
+    key = [steps.c.run_id, steps.c.step]
+    is_new = steps.c.report != statement.excluded.report  # else it is only said again
+    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=again, where=is_new))
     _mark_trained(connection, run_id, batch_id=step.batch_id, step=step.step)
     progress = {
         "step": step.step,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from services.learner.update import Updater
 from tba_common.disk import new_directory, sha256
+from tba_common.messages import Step
 
 STATE: Final = "state.json"
 TENSORS: Final = "tensors.safetensors"
@@ -31,11 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the learner is: steps taken, the newest batch trained, and where to read on."""
+    """Where the learner is: steps taken, the newest batch trained, where to read on, and what it said last."""
 
     step: int = 0
     batch_id: int = 0
     next_offset: int = 0
+    reports: tuple[Step, ...] = ()  # of the newest steps: as many as the buffer may not have heard
 
 
 class CheckpointError(Exception):
@@ -58,7 +60,7 @@ class CheckpointStore:
         shutil.rmtree(final, ignore_errors=True)  # damaged, or the same step again: the one before it still stands
         with new_directory(final) as aside:
             save_file(_tensors(updater), aside / TENSORS)
-            state = {**asdict(progress), "base": _base(updater), "sha256": sha256(aside / TENSORS)}
+            state = {**_written(progress), "base": _base(updater), "sha256": sha256(aside / TENSORS)}
             (aside / STATE).write_text(json.dumps(state, indent=1))
         kept = [directory for directory in self._all() if directory <= final][-_KEEP:]
         for directory in self._directory.glob("step-*"):
@@ -103,6 +105,16 @@ def align(updater: Updater) -> None:
     ranks.copy_from_leader(tensors.values())
     if not ranks.leads:
         _restore(updater, tensors)
+
+
+def _written(progress: Progress) -> dict[str, Any]:
+    reports = [report.model_dump(mode="json") for report in progress.reports]
+    return {
+        "step": progress.step,
+        "batch_id": progress.batch_id,
+        "next_offset": progress.next_offset,
+        "reports": reports,
+    }
 
 
 def _base(updater: Updater) -> str | None:
@@ -163,5 +175,6 @@ def _read(directory: Path) -> tuple[Progress, str | None, dict[str, Tensor]]:
     digest = sha256(directory / TENSORS)
     if digest != state["sha256"]:
         raise ValueError(f"{TENSORS} expected sha256 {state['sha256']}, got {digest}")
-    progress = Progress(step=state["step"], batch_id=state["batch_id"], next_offset=state["next_offset"])
+    reports = tuple(Step.model_validate(report) for report in state.get("reports", ()))
+    progress = Progress(state["step"], state["batch_id"], state["next_offset"], reports)
     return progress, state.get("base"), load_file(directory / TENSORS)

@@ -1,7 +1,8 @@
 """The learner's line: batches in order, one optimiser step each, weights out every few steps.
 
 Law: one batch, one step, one report of it. What survives a crash is the checkpoint; batches after it are read
-again and trained again. Versions only ever go up: weights that were rolled back are published under a new number.
+again and trained again. The newest reports are said again wherever the broker may have lost them. Versions only ever go
+up: weights that were rolled back are published under a new number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tba_common.codec import BadMessage
 from tba_common.delivery import DeadLetters
 from tba_common.kafka import Producer, Reader, Record
 from tba_common.messages import Group, Resumed, Step, Weights
-from tba_common.topics import BATCHES, STEPS, WEIGHTS
+from tba_common.topics import BATCHES, MAX_BATCHES_IN_FLIGHT, STEPS, WEIGHTS
 from tba_common.weights import WeightsError, WeightStore
 
 ANNOUNCE_SECONDS: Final = 5.0  # a broker that forgot, and a generator that came late, hear of the weights again
@@ -66,6 +67,7 @@ class Learner:
         self._announced_at = float("-inf")
         self._waiting_since = clock()
         self._skipped_in_a_row = 0
+        self._logs_lost = 0
         self._sent_again = False  # whether a batch came that was trained already
 
     @property
@@ -90,12 +92,13 @@ class Learner:
         """Read, and train the next batch if it is whole; returns whether it was."""
         if self._clock() - self._announced_at >= ANNOUNCE_SECONDS:
             self._announce()
-            if self._sent_again:
-                self._say_where()
         batch = self._assembler.take()
         if batch is None:
             for record in reader.poll(_POLL_SECONDS):
                 self._receive(record)
+            if self._sent_again or reader.logs_lost != self._logs_lost:
+                self._logs_lost, self._sent_again = reader.logs_lost, False
+                self._say_where()
             batch = self._assembler.take()
         if batch is None:
             return False
@@ -130,9 +133,11 @@ class Learner:
         step = self._progress.step + 1
         update = self._updater.update(batch.groups, step)
         self._count_skipped(update, step)
-        self._progress = Progress(step, batch.batch_id, self._assembler.resume_offset(self._next_offset))
-        # Delivered before it is saved: what a checkpoint covers is never trained again, so never reported again.
-        self._producer.send(STEPS.name, self._report(batch, update, self._clock() - began, wait_seconds))
+        report = self._report(batch, update, step, self._clock() - began, wait_seconds)
+        unheard = (*self._progress.reports, report)[-MAX_BATCHES_IN_FLIGHT:]
+        self._progress = Progress(step, batch.batch_id, self._assembler.resume_offset(self._next_offset), unheard)
+        # Delivered before it is saved: what a checkpoint covers is never trained again.
+        self._producer.send(STEPS.name, report)
         self._producer.flush(_DELIVERY_SECONDS)
         if step % self._settings.publish_every == 0:
             self._publish()
@@ -150,11 +155,11 @@ class Learner:
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise Diverged(f"{self._skipped_in_a_row} steps in a row without a finite loss and gradient")
 
-    def _report(self, batch: Batch, update: Update, step_seconds: float, wait_seconds: float) -> Step:
+    def _report(self, batch: Batch, update: Update, step: int, step_seconds: float, wait_seconds: float) -> Step:
         ages = Counter(self._weights.version - draw.policy_version for g in batch.groups for draw in g.draws)
         report = Step(
             run_id=self._settings.run_id,
-            step=self._progress.step,
+            step=step,
             batch_id=batch.batch_id,
             policy_version=self._weights.version,
             checkpoint_batch_id=self._saved.batch_id,
@@ -210,9 +215,11 @@ class Learner:
         return weights
 
     def _say_where(self) -> None:
+        """Say the newest reports again, in order: the broker may have lost them before the buffer heard them."""
+        for report in self._progress.reports:
+            self._producer.send(STEPS.name, report)
         where = Resumed(run_id=self._settings.run_id, batch_id=self._progress.batch_id, step=self._progress.step)
         self._producer.send(STEPS.name, where)
-        self._sent_again = False
 
     def _announce(self) -> None:
         metrics.LEARNER_POLICY_VERSION.set(self._weights.version)

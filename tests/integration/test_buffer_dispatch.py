@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from services.buffer.tables import batches, draws, payloads, runs, steps, tasks, trajectories
 from tba_common import topics
 from tba_common.messages import Group, Resumed
-from tests.buffer.world import RUN, Running, World
+from tests.buffer.world import RUN, Running, World, step
 
 pytestmark = pytest.mark.integration
 
@@ -208,18 +208,19 @@ def test_batches_before_the_first_of_a_new_log_are_sent_again_when_the_learner_r
     assert sent(world)[before:] == [2, 3]  # these are on the new log
 
 
-def test_a_step_that_is_trained_again_is_reported_now(world: World) -> None:
+@pytest.mark.parametrize("again", ["trained", "said"])
+def test_a_step_is_dated_anew_when_it_is_trained_again_not_when_it_is_only_said_again(world: World, again: str) -> None:
     running = started(world)
     world.report(1)
     running.turns(1)
     with world.engine.begin() as connection:
         connection.execute(update(steps).values(created_at=func.now() - timedelta(hours=1)))
-    world.broker.send(topics.STEPS.name, Resumed(run_id=RUN, batch_id=0, step=0))
-    world.report(1)
+    world.broker.send(topics.STEPS.name, Resumed(run_id=RUN, batch_id=int(again == "said"), step=int(again == "said")))
+    world.broker.send(topics.STEPS.name, step(1, loss=1.0 if again == "said" else 2.0))
     running.turns(1)
     with world.reading() as connection:
         recent = steps.c.created_at > func.now() - timedelta(minutes=1)
-        assert connection.scalar(select(recent).where(steps.c.step == 1))
+        assert connection.scalar(select(recent).where(steps.c.step == 1)) == (again == "trained")
 
 
 def test_a_report_stands_for_the_batches_before_it(world: World) -> None:

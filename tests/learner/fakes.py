@@ -79,6 +79,7 @@ class _Producer:
 class _Reader:
     broker: FakeBroker
     position: int
+    logs_lost: int = 0
 
     def poll(self, timeout_seconds: float, limit: int | None = None) -> list[Record]:
         records = self.broker.log[self.position :]

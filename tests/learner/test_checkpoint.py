@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -89,6 +90,15 @@ def test_a_checkpoint_before_the_first_step_has_no_moments(make_updater: MakeUpd
     train(updater, range(1, 3))
     train(fresh, range(1, 3))
     assert differing(state(fresh), state(updater)) == []
+
+
+def test_a_checkpoint_without_reports_is_read_as_well(make_updater: MakeUpdater, tmp_path: Path) -> None:
+    store = saved(tmp_path, make_updater(), 1)
+    state_file = tmp_path / "step-00000001" / STATE
+    written = json.loads(state_file.read_text())
+    del written["reports"]
+    state_file.write_text(json.dumps(written))
+    assert store.load(make_updater()) == Progress(1, 1, 10)
 
 
 def test_without_any_checkpoint_there_is_nothing_to_load(make_updater: MakeUpdater, tmp_path: Path) -> None:

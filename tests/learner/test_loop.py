@@ -151,11 +151,14 @@ def test_a_crash_costs_the_steps_since_the_checkpoint_which_are_taken_again_the_
         (1, 1),
         (2, 2),
         (3, 3),
+        (1, 1),  # said again, for the broker may have lost it
+        (2, 2),
         (3, 3),
         (4, 4),
         (5, 5),
     ]
-    before, again = world.broker.steps[2:4]
+    assert world.broker.steps[3:5] == world.broker.steps[:2]
+    before, again = world.broker.steps[2], world.broker.steps[5]
     assert (again.loss, again.grad_norm, again.reward) == (before.loss, before.grad_norm, before.reward)
 
 
@@ -176,7 +179,7 @@ def test_a_batch_that_was_ahead_of_its_turn_at_the_checkpoint_is_read_again(worl
     world.start(checkpoint_every=1).train(1)
     world.broker.post(batch(2)[1:])
     world.start(checkpoint_every=1).train(2)
-    assert [step.batch_id for step in world.broker.steps] == [1, 2, 3]
+    assert [step.batch_id for step in world.broker.steps] == [1, 1, 2, 3]
 
 
 def test_versions_only_go_up_though_the_weights_went_back(world: World) -> None:
@@ -329,14 +332,38 @@ def test_a_step_is_reported_before_a_checkpoint_covers_it(world: World) -> None:
     assert [step.batch_id for step in world.broker.steps] == [1]
 
 
-def test_a_batch_that_comes_again_after_it_was_trained_makes_the_learner_say_where_it_is(world: World) -> None:
+def test_a_batch_that_comes_again_after_it_was_trained_is_reported_again_before_the_next_is_trained(
+    world: World,
+) -> None:
     life = world.start()
     post(world, 1)
     life.train(1)
-    post(world, 1)
-    assert not life.learner.step(life.reader)
-    world.now += ANNOUNCE_SECONDS
-    life.learner.step(life.reader)
-    life.learner.close()
+    post(world, 1, 2)
+    life.train(1)
+    assert [step.batch_id for step in world.broker.steps] == [1, 1, 2]
+    assert world.broker.steps[0] == world.broker.steps[1]
     assert [resumed.batch_id for resumed in world.broker.resumed] == [0, 1]
-    assert len(world.broker.steps) == 1
+    assert not life.learner.step(life.reader)
+    assert len(world.broker.resumed) == 2
+
+
+def test_when_the_broker_lost_its_logs_the_learner_says_again_what_may_have_been_on_them(world: World) -> None:
+    post(world, 1, 2, 3)
+    life = world.start()
+    life.train(3)
+    life.reader.logs_lost += 1
+    for _ in range(2):
+        assert not life.learner.step(life.reader)
+    life.learner.close()
+    assert [step.batch_id for step in world.broker.steps] == [1, 2, 3, 2, 3]
+    assert [resumed.batch_id for resumed in world.broker.resumed] == [0, 3]
+
+
+def test_a_report_that_a_checkpoint_covers_is_said_again_by_the_next_process(world: World) -> None:
+    post(world, 1, 2, 3)
+    world.start(checkpoint_every=3).train(3)
+    said = world.broker.steps
+    world.broker.delivered.clear()
+    world.start(checkpoint_every=3)
+    assert world.broker.steps == said[-2:]
+    assert [resumed.batch_id for resumed in world.broker.resumed] == [3]
