@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, Integer, cast, func, literal, select, update
+from sqlalchemy import Connection, Integer, cast, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from services.buffer.request_tables import evaluation_requests
@@ -70,8 +70,11 @@ def _mark_trained(connection: Connection, run_id: str, *, batch_id: int, step: i
 def apply_weights(connection: Connection, run_id: str, weights: Weights) -> None:
     """Record an announced version, and ask for the evaluations that are due at it.
 
-    The newest version is announced again and again, so a task that is posted later is evaluated at it too.
+    The newest version is announced again and again, so a task that is posted later is evaluated at it too. Where the
+    announcement of a version was lost, what was due at it is due at the next that is heard of.
     """
+    before = select(func.coalesce(func.max(versions.c.version), -1)).where(versions.c.run_id == run_id)
+    last = connection.execute(before).scalar_one()
     version = insert(versions).values(
         run_id=run_id,
         version=weights.version,
@@ -84,8 +87,10 @@ def apply_weights(connection: Connection, run_id: str, weights: Weights) -> None
     newest = func.greatest(runs.c.policy_version, weights.version)
     connection.execute(update(runs).where(runs.c.run_id == run_id).values(policy_version=newest))
     every = cast(tasks.c.spec["evaluate_every_versions"].astext, Integer)
+    period = func.nullif(every, 0)
+    is_due = or_(literal(weights.version) % period == 0, literal(weights.version) // period > literal(last) // period)
     due = select(tasks.c.task_id, literal(weights.version), literal(run_id)).where(
-        tasks.c.run_id == run_id, tasks.c.state == "active", every > 0, weights.version % func.nullif(every, 0) == 0
+        tasks.c.run_id == run_id, tasks.c.state == "active", every > 0, is_due
     )
     request = insert(evaluation_requests).from_select(["task_id", "policy_version", "run_id"], due)
     connection.execute(request.on_conflict_do_nothing())

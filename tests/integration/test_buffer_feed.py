@@ -233,6 +233,17 @@ def test_a_task_posted_late_is_evaluated_at_the_version_that_is_announced_again(
     assert [p.policy_version for p in world.broker.prompts() if p.purpose == "eval"] == [4, 4]
 
 
+def test_an_evaluation_is_due_at_the_next_version_where_its_own_was_never_heard_of(world: World) -> None:
+    world.add_task(train=1, held_out=1, evaluate_every_versions=4)
+    running = world.open()
+    for version in (0, 3, 5, 6, 8, 9, 18, 19):
+        world.announce(version)
+        world.now += 1.0
+        running.turns()
+    orders = [p.policy_version for p in world.broker.prompts() if p.purpose == "eval"]
+    assert orders == [0, 5, 8, 18]
+
+
 def test_evaluations_are_bounded_in_flight_and_all_are_done_in_the_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
