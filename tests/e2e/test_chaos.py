@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -53,6 +54,8 @@ def test_a_run_survives_the_death_of_each_process(stack: Stack) -> None:
         for victim in VICTIMS:
             wait_for_steps(stack, client, BETWEEN_STEPS)
             stack.kill(victim, signal.SIGKILL)
+        wait_for_steps(stack, client, BETWEEN_STEPS)
+        lose_reports_that_the_buffer_has_not_read(stack)
         stack.wait_for(stack.learner_is_done, seconds=600, what="the last step")
         client.pause(TASK.name)
         stack.wait_for(lambda: client.status().ledger.in_flight == 0, seconds=120, what="an empty line")
@@ -64,6 +67,13 @@ def test_a_run_survives_the_death_of_each_process(stack: Stack) -> None:
         assert [step.batch_id for step in client.steps()] == list(range(1, STEPS + 1))
     assert_nothing_lost_or_doubled(stack)
     assert resumed_from_a_checkpoint(stack)
+
+
+def lose_reports_that_the_buffer_has_not_read(stack: Stack) -> None:
+    stack.kill("tba-buffer", signal.SIGSTOP)
+    time.sleep(2)  # the learner trains what it has, and the broker acknowledges its reports
+    stack.kill("kafka-broker", signal.SIGKILL)
+    stack.kill("tba-buffer", signal.SIGCONT)
 
 
 def wait_for_steps(stack: Stack, client: Client, count: int) -> None:
