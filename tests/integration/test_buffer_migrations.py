@@ -97,12 +97,13 @@ def test_the_migrate_command_brings_a_database_to_the_newest_revision(connect: C
     require_head(engine)
 
 
-def test_a_program_runs_on_the_schema_of_a_newer_one_and_leaves_it_alone(connect: Connect, migrated: str) -> None:
-    engine = connect(migrated)
+def test_a_program_runs_on_the_schema_of_a_newer_one_and_leaves_it_alone(connect: Connect, database: str) -> None:
+    migrate(database)
+    engine = connect(database)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     require_head(engine)
-    migrate(migrated)
+    migrate(database)
     with engine.connect() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
 
