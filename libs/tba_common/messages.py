@@ -231,7 +231,10 @@ class Step(Message):
 
 
 class Resumed(Message):
-    """The learner starts from a checkpoint that covers batches up to `batch_id`. Travels on `tba.steps`."""
+    """The learner has trained the batches up to `batch_id` and none after it. Travels on `tba.steps`.
+
+    Said when it starts from a checkpoint, and again when the broker may have lost that.
+    """
 
     batch_id: int
     step: int

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import attrgetter
 from typing import Any, Final
 
@@ -26,7 +27,10 @@ from services.buffer.sampling import Batch, DeckName, DeckState, GroupDraw
 from services.buffer.tables import batches, runs
 from tba_common.messages import Draw, Group
 from tba_common.tasks import Task
+from tba_common.topics import BATCHES
 
+_DRAW_BYTES: Final = 256  # of one, beside its tokens
+_GROUP_BYTES: Final = BATCHES.max_message_bytes * 3 // 4  # the rest is for the prompt
 _FORGET: Final = text("""
     WITH gone AS (DELETE FROM draws WHERE run_id = :run_id AND batch_id = :batch_id)
     DELETE FROM batches WHERE run_id = :run_id AND batch_id = :batch_id
@@ -62,6 +66,8 @@ _COPY_DRAWS: Final = """
 _PAYLOADS: Final = """
     SELECT trajectory_id, token_ids, logprobs FROM payloads WHERE run_id = %s AND trajectory_id = ANY(%s::bigint[])
 """
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +183,22 @@ def load_groups(
             prompt_token_ids=np.frombuffer(prompt_tokens[described[index]["prompt_id"]], dtype="<i4"),
             temperature=specs[described[index]["task_id"]].sampling.temperature,
             target=specs[described[index]["task_id"]].target,
-            draws=tuple(_draw(row, found[row.trajectory_id], ref_logprobs.get(row.trajectory_id)) for row in drawn),
+            draws=_what_fits(
+                [_draw(row, found[row.trajectory_id], ref_logprobs.get(row.trajectory_id)) for row in drawn]
+            ),
         )
         for index, drawn in groupby(rows, key=attrgetter("group_index"))
     ]
+
+
+def _what_fits(draws: Sequence[Draw]) -> tuple[Draw, ...]:
+    """Leave out the last draws of a group that no record could hold: many, of very long trajectories."""
+    ends = accumulate(draw.token_ids.nbytes + draw.logprobs.nbytes + _DRAW_BYTES for draw in draws)
+    fitting = sum(end <= _GROUP_BYTES for end in ends)
+    if fitting < len(draws):
+        fields = {"draws": len(draws), "fitting": fitting, "bytes": _GROUP_BYTES}
+        log.warning("group cut: a record holds no more; lower TBA_TRAJECTORIES_PER_GROUP", extra=fields)
+    return tuple(draws[:fitting])
 
 
 def _load_payloads(

@@ -21,6 +21,8 @@ class Sink(Protocol):
 
     def send_bytes(self, topic: str, schema: str, body: bytes, *, partition: int | None = None) -> None: ...
 
+    def flush(self) -> None: ...
+
 
 class Errands:
     """Single-threaded. `now` is everywhere the same monotonic clock, in seconds."""
@@ -57,5 +59,7 @@ class Errands:
     def _send(self, rollout: Rollout) -> None:
         self._sink.send(topics.rollouts(rollout.remaining[0]), rollout, key=str(rollout.prompt.issue_id))
 
-    def _replay(self, letter: Letter) -> None:
-        self._sink.send_bytes(letter.topic, letter.schema_header, letter.body, partition=letter.partition)
+    def _replay(self, letters: Iterable[Letter]) -> None:
+        for letter in letters:
+            self._sink.send_bytes(letter.topic, letter.schema_header, letter.body, partition=letter.partition)
+        self._sink.flush()

@@ -15,7 +15,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from services.buffer import orders, seeds
-from services.buffer.in_flight import InFlight
+from services.buffer.in_flight import InFlight, Waiting
 from services.buffer.lease import Lease
 from services.buffer.orders import EvaluationRequest, Issue, KnownTask, PromptText
 from services.buffer.pacing import Resting, Turnaround
@@ -112,32 +112,39 @@ class Feed:
                 log.warning("task waits for the newer program that stored it", extra={"task_id": task_id})
 
     def _send_lost(self, purpose: Purpose, now: float) -> int:
-        """Send overdue orders again; give up on those that failed too often or whose task does not want them."""
+        """Send overdue orders again; give up on those that failed too often or whose task does not want them.
+
+        What such an order was made for is open again: the prompt, the evaluation, or the seeds get a new one.
+        """
         deadline = self._turnaround[purpose].deadline_seconds()
         overdue = self.in_flight.overdue(purpose, now - deadline)
         if not overdue:
             return 0
-        for issue in overdue:
-            self.in_flight.remove(issue.issue_id)
-        given_up = [issue for issue in overdue if not self._is_wanted(issue)]
-        again = [self._again(issue) for issue in overdue if self._is_wanted(issue)]
+        for waiting in overdue:
+            self.in_flight.remove(waiting.issue.issue_id)
+        given_up = [waiting.issue for waiting in overdue if not self._is_wanted(waiting)]
+        again = [self._again(waiting) for waiting in overdue if self._is_wanted(waiting)]
         with self._lease.transaction() as connection:
             orders.expire(connection, [issue.issue_id for issue in given_up])
+            orders.reopen_evaluations(connection, given_up)
+            seeds.reopen(connection, [issue.issue_id for issue in given_up])
             orders.update_attempts(connection, again)
             texts = orders.find_texts(connection, [issue.prompt_id for issue in again])
             given = seeds.given(connection, [issue.issue_id for issue in again])
         fields = {"purpose": purpose, "again": len(again), "given_up": len(given_up), "deadline_seconds": deadline}
         log.warning("orders overdue", extra=fields)
-        if any(self._is_open(issue) for issue in overdue):  # what nobody wants says nothing about who is there
+        late = [waiting.issue for waiting in overdue if not waiting.is_lost]
+        if any(self._is_open(issue) for issue in late):  # what nobody wants says nothing about who is there
             self._turnaround[purpose].lapsed()
         self._send_all([(issue, texts[issue.prompt_id]) for issue in again], now, given)
         return sum(issue.completions for issue in given_up)
 
-    def _again(self, issue: Issue) -> Issue:
-        return replace(issue, attempt=issue.attempt + 1, partition=self.in_flight.reserve(issue.completions))
+    def _again(self, waiting: Waiting) -> Issue:
+        issue, partition = waiting.issue, self.in_flight.reserve(waiting.issue.completions)
+        return replace(issue, attempt=issue.attempt + (not waiting.is_lost), partition=partition)
 
-    def _is_wanted(self, issue: Issue) -> bool:
-        return self._is_open(issue) and issue.attempt < MAX_ATTEMPTS
+    def _is_wanted(self, waiting: Waiting) -> bool:
+        return self._is_open(waiting.issue) and (waiting.is_lost or waiting.issue.attempt < MAX_ATTEMPTS)
 
     def _is_open(self, issue: Issue) -> bool:
         state = self.tasks[issue.task_id].state

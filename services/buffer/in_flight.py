@@ -16,6 +16,11 @@ class Waiting:
     issue: Issue
     sent_at: float
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether what carried the order is gone, rather than its answer late."""
+        return self.sent_at == float("-inf")
+
 
 class InFlight:
     """Orders by id. A partition's load is the completions still to come from it."""
@@ -50,10 +55,9 @@ class InFlight:
         """Make every order overdue: what carried them is gone."""
         self._waiting = {issue_id: Waiting(w.issue, float("-inf")) for issue_id, w in self._waiting.items()}
 
-    def overdue(self, purpose: Purpose, sent_before: float) -> list[Issue]:
+    def overdue(self, purpose: Purpose, sent_before: float) -> list[Waiting]:
         """Return the orders that were last sent before a moment."""
-        waiting = self._waiting.values()
-        return [w.issue for w in waiting if w.issue.purpose == purpose and w.sent_at < sent_before]
+        return [w for w in self._waiting.values() if w.issue.purpose == purpose and w.sent_at < sent_before]
 
     def prompts(self, purpose: Purpose) -> set[int]:
         """Return the prompts that have an order in flight."""

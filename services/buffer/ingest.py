@@ -13,7 +13,7 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
-from services.buffer import judged, store
+from services.buffer import judged, seeds, store
 from services.buffer.arrivals import Key, Outcome, Plan, bury, judge
 from services.buffer.inbox import Inbox
 from services.buffer.index import Rows, rows_of
@@ -100,6 +100,8 @@ def _take_in(
     store.keep_prompt_tokens(connection, plan.prompt_token_ids)
     settled = tuple((o, store.settlement_of(o, plan.first_issue, stored)) for o in plan.outcomes.values())
     store.settle(connection, [settlement for _, settlement in settled])
+    if late := [o.order.issue_id for o in plan.outcomes.values() if o.expired == o.order.completions]:
+        seeds.reopen(connection, late)
     inserts = sum(len(outcome.kept) for outcome in plan.outcomes.values())
     requests = judged.settle(connection, run_id, inbox.judged, inbox.dead_letters)
     changed = (Group(x, task_id, rows_of(rows)) for (x, task_id), rows in requests.changed.items() if rows)

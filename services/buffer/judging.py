@@ -90,18 +90,20 @@ class Judging:
 
     def _try_again(self, connection: Connection, overdue: Collection[int]) -> list[int]:
         """Count one more attempt; give up on orders that nobody answered too often."""
-        again = [i for i in overdue if self._waiting[i].attempt < _MAX_ATTEMPTS]
-        given_up = [i for i in overdue if i not in again]
+        late = [i for i in overdue if self._waiting[i].sent_at > float("-inf")]  # and not lost on the way
+        given_up = [i for i in late if self._waiting[i].attempt >= _MAX_ATTEMPTS]
+        again = [i for i in overdue if i not in given_up]
         for issue in orders.find_issues(connection, given_up) if given_up else []:
             judged.give_up(connection, issue, f"no answer after {_MAX_ATTEMPTS} attempts: do its scorers run?")
-        for purpose in {self._waiting[i].purpose for i in overdue}:
+        for purpose in {self._waiting[i].purpose for i in late}:
             self._turnaround[purpose].lapsed()
         for issue_id in overdue:
             del self._waiting[issue_id]
         if overdue:
             log.warning("judgements overdue", extra={"again": len(again), "given_up": len(given_up)})
             once_more = {"attempt": issues.c.attempt + 1, "issued_at": func.now()}
-            connection.execute(update(issues).where(issues.c.issue_id == any_of(again)).values(once_more))
+            counted = issues.c.issue_id == any_of([i for i in late if i in again])
+            connection.execute(update(issues).where(counted).values(once_more))
         return again
 
     def _rollout(self, connection: Connection, issue: Issue, tasks: Mapping[int, KnownTask]) -> Rollout | None:

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, Engine, func, text, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import OperationalError
 
 from services.buffer.state_tables import leases
 
 LEASE_SECONDS: Final = 5.0
+_BRIEFLY: Final = text("SET LOCAL lock_timeout = '1s'")
 _LOCK: Final = text("SELECT epoch FROM leases WHERE name = :name AND epoch = :epoch FOR SHARE")
 
 log = logging.getLogger(__name__)
@@ -43,8 +46,14 @@ class Lease:
             set_={"owner": self._owner, "epoch": leases.c.epoch + 1, "expires_at": expires},
             where=leases.c.expires_at < func.now(),
         )
-        with self._engine.begin() as connection:
-            epoch = connection.execute(statement.returning(leases.c.epoch)).scalar_one_or_none()
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(_BRIEFLY)
+                epoch = connection.execute(statement.returning(leases.c.epoch)).scalar_one_or_none()
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            return False  # its holder is in the middle of a transaction
         if epoch is None:
             return False
         self.epoch = epoch

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from sqlalchemy import BigInteger, Connection, Integer, Row, SmallInteger, Text, func, literal, select, update
+from sqlalchemy import BigInteger, Connection, Integer, Row, SmallInteger, Text, Update, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from services.buffer.arrays import any_of, table_of
@@ -116,11 +116,12 @@ def open_evaluations(connection: Connection, run_id: str) -> list[EvaluationRequ
 
 
 def unevaluated_prompts(connection: Connection, request: EvaluationRequest, limit: int) -> list[PromptText]:
-    """Return held-out prompts that have no order at this version yet."""
+    """Return held-out prompts that have no order at this version yet, or one that was given up."""
     ordered = select(issues.c.prompt_id).where(
         issues.c.task_id == request.task_id,
         issues.c.purpose == "eval",
         issues.c.policy_version == request.policy_version,
+        issues.c.expired < issues.c.completions,
     )
     query = select(prompts).where(
         prompts.c.task_id == request.task_id, prompts.c.split == "eval", prompts.c.prompt_id.not_in(ordered)
@@ -130,10 +131,19 @@ def unevaluated_prompts(connection: Connection, request: EvaluationRequest, limi
 
 def close_evaluation(connection: Connection, request: EvaluationRequest) -> None:
     """Take note that every held-out prompt has its order."""
-    same = (evaluation_requests.c.task_id == request.task_id) & (
-        evaluation_requests.c.policy_version == request.policy_version
-    )
-    connection.execute(update(evaluation_requests).where(same).values(issued_at=func.now()))
+    connection.execute(_same(request).values(issued_at=func.now()))
+
+
+def reopen_evaluations(connection: Connection, expired: Iterable[Issue]) -> None:
+    """Let the held-out prompts of these orders be ordered anew."""
+    for task_id, version in sorted({(o.task_id, o.policy_version) for o in expired if o.policy_version is not None}):
+        connection.execute(_same(EvaluationRequest(task_id, version)).values(issued_at=None))
+
+
+def _same(request: EvaluationRequest) -> Update:
+    asked = evaluation_requests.c
+    same = (asked.task_id == request.task_id) & (asked.policy_version == request.policy_version)
+    return update(evaluation_requests).where(same)
 
 
 def add_issues(connection: Connection, run_id: str, orders: Sequence[Issue]) -> list[Issue]:

@@ -24,6 +24,8 @@ from tba_common.kafka import Producer, Reader
 from tba_common.lifecycle import Lifecycle
 
 _STANDBY_SECONDS: Final = 0.5
+#: One that stands still in a transaction, or whose node is cut off, holds the row of the lease.
+_SESSION: Final = "-c idle_in_transaction_session_timeout=60s"
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
     """
     settings = BufferSettings.from_environment()
     with Lifecycle("tba-buffer", settings) as life:
-        engine = create_engine(settings.database_url)
+        engine = create_engine(settings.database_url, connect_args={"options": _SESSION})
         wait_until_it_answers(engine, life.stop)
         if life.stop.is_set():
             return

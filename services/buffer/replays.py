@@ -7,7 +7,7 @@ dead-lettering all of it cannot be opened again, or the ledger would count its c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -46,9 +46,9 @@ def obstacle(letter: Row[Any], issue: Row[Any] | None) -> str | None:
 
 
 class Replays:
-    """Single-threaded. `send` puts bytes on a topic."""
+    """Single-threaded. `send` puts letters on their topics and returns when the broker has them."""
 
-    def __init__(self, lease: Lease, run_id: str, send: Callable[[Letter], None]) -> None:
+    def __init__(self, lease: Lease, run_id: str, send: Callable[[Iterable[Letter]], None]) -> None:
         self._lease, self._run_id, self._send = lease, run_id, send
         self._looked_at = float("-inf")
 
@@ -60,8 +60,9 @@ class Replays:
         with self._lease.transaction() as connection:
             asked = self._asked(connection)
             sent = [(letter, issue) for letter in asked for issue in self._open(connection, letter)]
+            if sent:  # delivered before it is recorded: a crash in between sends it twice, and an order settles once
+                self._send(Letter(row.topic, row.partition, row.schema_header, row.body) for row, _ in sent)
         for letter, _ in sent:
-            self._send(Letter(letter.topic, letter.partition, letter.schema_header, letter.body))
             log.info("dead letter replayed", extra={"topic": letter.topic, "issue_id": letter.issue_id})
         return [issue for _, issue in sent if issue is not None]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, Integer, cast, func, literal, or_, select, update
+from sqlalchemy import Connection, Integer, case, cast, exists, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from services.buffer.request_tables import evaluation_requests
@@ -51,11 +51,17 @@ def _json(value: object) -> object:
 
 
 def _apply_resumed(connection: Connection, run_id: str, resumed: Resumed) -> None:
-    """The checkpoint is the truth: batches up to it are trained, later ones are not, whatever was reported."""
+    """The learner is the truth: batches up to here are trained, later ones are not, whatever was reported.
+
+    It says so in mid-run too, where a crash would bring it back further: only reports tell what a checkpoint covers,
+    but for a batch that the tables do not know.
+    """
     _mark_trained(connection, run_id, batch_id=resumed.batch_id, step=resumed.step)
     lost = update(batches).where(batches.c.run_id == run_id, batches.c.batch_id > resumed.batch_id)
     connection.execute(lost.where(batches.c.trained_step.is_not(None)).values(trained_step=None))
-    progress = {"step": resumed.step, "checkpoint_batch_id": resumed.batch_id}
+    known = exists().where(batches.c.run_id == run_id, batches.c.batch_id == resumed.batch_id)
+    at_most = func.least(runs.c.checkpoint_batch_id, resumed.batch_id)
+    progress = {"step": resumed.step, "checkpoint_batch_id": case((known, at_most), else_=resumed.batch_id)}
     connection.execute(update(runs).where(runs.c.run_id == run_id).values(progress))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Final
 
 from sqlalchemy import Connection, func, select, update
@@ -12,6 +12,7 @@ from services.buffer.arrays import any_of
 from services.buffer.request_tables import seeds
 
 _ANSWERS: Final = 64  # in an order
+_BYTES: Final = 256 << 10  # of text in one, but for a single answer: tokenised it takes nine times that
 _PROMPTS: Final = 64  # at once
 
 
@@ -26,7 +27,13 @@ def next_seeds(connection: Connection, task_id: int, busy: Collection[int]) -> d
     )
     some = select(waiting).where(waiting.c.place <= _ANSWERS, waiting.c.rank <= _PROMPTS)
     rows = connection.execute(some.order_by(waiting.c.prompt_id, waiting.c.seed_id)).all()
-    return {x: [(row.seed_id, row.text) for row in group] for x, group in groupby(rows, key=lambda row: row.prompt_id)}
+    answers = groupby(rows, key=lambda row: row.prompt_id)
+    return {x: _what_fits([(row.seed_id, row.text) for row in group]) for x, group in answers}
+
+
+def _what_fits(answers: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    ends = accumulate(len(answer.encode()) for _, answer in answers)
+    return [answer for place, (answer, end) in enumerate(zip(answers, ends, strict=True)) if not place or end <= _BYTES]
 
 
 def tasks_with_seeds(connection: Connection, task_ids: Collection[int]) -> list[int]:
@@ -38,6 +45,11 @@ def tasks_with_seeds(connection: Connection, task_ids: Collection[int]) -> list[
 def mark(connection: Connection, issue_id: int, seed_ids: Collection[int]) -> None:
     """Take note that these seeds have their order."""
     connection.execute(update(seeds).where(seeds.c.seed_id == any_of(seed_ids)).values(issue_id=issue_id))
+
+
+def reopen(connection: Connection, issue_ids: Collection[int]) -> None:
+    """Let the seeds of these orders be ordered anew: nobody answered in time."""
+    connection.execute(update(seeds).where(seeds.c.issue_id == any_of(issue_ids)).values(issue_id=None))
 
 
 def given(connection: Connection, issue_ids: Collection[int]) -> dict[int, list[str]]:

@@ -32,6 +32,11 @@ class BatchAssembler:
         """The newest batch that was given out."""
         return self._last
 
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether later batches are held and nothing of the next one."""
+        return bool(self._held) and self._last + 1 not in self._held
+
     def add(self, group: Group, offset: int) -> None:
         """Take a group; a copy of one that was given out or is held changes nothing.
 

@@ -94,11 +94,7 @@ class Learner:
             self._announce()
         batch = self._assembler.take()
         if batch is None:
-            for record in reader.poll(_POLL_SECONDS):
-                self._receive(record)
-            if self._sent_again or reader.logs_lost != self._logs_lost:
-                self._logs_lost, self._sent_again = reader.logs_lost, False
-                self._say_where()
+            self._read(reader)
             batch = self._assembler.take()
         if batch is None:
             return False
@@ -113,6 +109,20 @@ class Learner:
             self._save()
         self._producer.flush(_DELIVERY_SECONDS)
 
+    def _read(self, reader: Reader) -> None:
+        """Take in what came; say where we are if the buffer seems not to have heard it.
+
+        It sends again what it has seen no report of, and it sends what is later when it does not know that this process
+        began further back. The broker may have lost what was said.
+        """
+        records = reader.poll(_POLL_SECONDS)
+        for record in records:
+            self._receive(record)
+        is_ahead = bool(records) and self._assembler.is_passed_over
+        if self._sent_again or is_ahead or reader.logs_lost != self._logs_lost:
+            self._logs_lost, self._sent_again = reader.logs_lost, False
+            self._say_where()
+
     def _receive(self, record: Record) -> None:
         self._next_offset = record.offset + 1
         try:
@@ -120,7 +130,6 @@ class Learner:
             if not isinstance(message, Group):
                 raise BadMessage(f"{record.topic} expected Group, got {type(message).__name__}")
             self._assembler.add(message, record.offset)
-            # The buffer sends again what it has seen no report of: the broker may have forgotten the report.
             self._sent_again |= message.batch_id <= self._progress.batch_id
         except BadMessage as error:
             self._dead_letters.reject(record, str(error))  # the buffer sends the batch again as it was

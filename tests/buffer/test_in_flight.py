@@ -38,8 +38,8 @@ def test_orders_are_overdue_by_their_last_attempt_and_their_purpose() -> None:
     out.add(issue(1), 10.0)
     out.add(issue(2), 20.0)
     out.add(issue(3, purpose="eval"), 10.0)
-    assert [i.issue_id for i in out.overdue("train", 15.0)] == [1]
-    assert [i.issue_id for i in out.overdue("eval", 15.0)] == [3]
+    assert [w.issue.issue_id for w in out.overdue("train", 15.0)] == [1]
+    assert [w.issue.issue_id for w in out.overdue("eval", 15.0)] == [3]
 
 
 def test_orders_are_counted_by_task_and_named_by_prompt() -> None:

@@ -208,6 +208,22 @@ def test_batches_before_the_first_of_a_new_log_are_sent_again_when_the_learner_r
     assert sent(world)[before:] == [2, 3]  # these are on the new log
 
 
+def test_what_a_learner_says_at_the_start_of_a_new_log_is_heard_by_a_buffer_that_comes_back(world: World) -> None:
+    world.broker.send(topics.STEPS.name, Resumed(run_id=RUN, batch_id=0, step=0))
+    running = started(world)
+    world.report(1)
+    running.turns(1)
+    # The broker and the buffer die, step 2 is not read; the learner says again what may be lost.
+    world.broker.logs[topics.STEPS.name] = []
+    world.report(1)
+    world.report(2)
+    world.broker.send(topics.STEPS.name, Resumed(run_id=RUN, batch_id=2, step=2))
+    world.open().turns(1)
+    with world.reading() as connection:
+        assert list(connection.scalars(select(steps.c.step).order_by(steps.c.step))) == [1, 2]
+        assert connection.scalar(select(runs.c.step)) == 2
+
+
 @pytest.mark.parametrize("again", ["trained", "said"])
 def test_a_step_is_dated_anew_when_it_is_trained_again_not_when_it_is_only_said_again(world: World, again: str) -> None:
     running = started(world)
@@ -282,6 +298,25 @@ def test_the_reaper_keeps_what_a_batch_may_still_need(world: World) -> None:
         assert connection.execute(select(runs.c.checkpoint_batch_id)).scalar_one() == 2
     assert stored.isdisjoint(drawn)
     assert world.ledger().stored == len(stored) + len(drawn)
+
+
+def test_a_learner_that_says_in_mid_run_where_it_is_claims_no_checkpoint_for_it(world: World) -> None:
+    running = started(world, train=2, capacity_per_prompt=4)
+    checkpoints = []
+    for message in (step(1), step(2, checkpoint=1), Resumed(run_id=RUN, batch_id=2, step=2), step(3, checkpoint=2)):
+        world.broker.send(topics.STEPS.name, message)
+        running.turns(2)
+        with world.reading() as connection:
+            checkpoints.append(connection.execute(select(runs.c.checkpoint_batch_id)).scalar_one())
+    assert checkpoints == [0, 1, 1, 2]  # the reaper keeps what later batches drew
+
+
+def test_a_group_that_no_record_could_hold_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.buffer.batches._GROUP_BYTES", 700)
+    started(world)
+    groups = world.broker.groups()
+    assert groups
+    assert {len(group.draws) for group in groups} == {2}
 
 
 def test_a_draw_carries_what_the_reference_scorer_found(world: World) -> None:

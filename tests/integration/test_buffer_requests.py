@@ -12,6 +12,7 @@ from services.buffer.request_tables import gradings, rescored, rescores, seeds
 from services.buffer.tables import dead_letters, issues, tasks, trajectories
 from tba_common import topics
 from tba_common.codec import encode
+from tba_common.kafka import DeliveryError
 from tba_common.messages import DeadLetter, Message, Prompt, Rollout, Score, Trajectories
 from tba_common.tasks import ScorerTerm
 from tests.buffer.world import RUN, Running, World, dead_letter, task
@@ -312,6 +313,36 @@ def test_bytes_that_belong_to_no_order_are_sent_as_they_are(world: World) -> Non
     assert world.broker.logs["tba.steps"][-1].value == b"\xff\x00"
 
 
+def test_a_replay_is_delivered_before_it_is_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = world.open()
+    letter = dead_letter(None, "garbage")
+    world.broker.send(topics.DEAD_LETTERS.name, letter.model_copy(update={"body": b"\xff\x00", "topic": "tba.steps"}))
+    turns(world, running, 1)
+    ask_for_replay(world)
+
+    def fail(*_: object) -> None:
+        raise DeliveryError("not acknowledged")
+
+    with monkeypatch.context() as there:
+        there.setattr(world.broker, "flush", fail)
+        with pytest.raises(DeliveryError):
+            turns(world, running, 1)
+    assert row_of(world, dead_letters).replayed_at is None
+    turns(world, world.open(), 1)
+    assert row_of(world, dead_letters).replayed_at is not None
+
+
+def test_judgements_that_the_broker_loses_often_are_not_given_up(world: World) -> None:
+    running = world.open()
+    ask_for_grading(world, "2")
+    turns(world, running)
+    for _ in range(8):
+        running.reader.logs_lost += 1
+        turns(world, running)
+    assert len(rollouts(world)) == 9
+    assert row_of(world, gradings).fault is None
+
+
 def add_seeds(world: World, task_id: int, prompt_id: int, *answers: str) -> None:
     rows = [{"run_id": RUN, "task_id": task_id, "prompt_id": prompt_id, "text": answer} for answer in answers]
     with world.engine.begin() as connection:
@@ -337,6 +368,61 @@ def test_seeds_are_ordered_with_their_answers_given_and_stored_like_any_other(wo
     world.ledger()
     with world.reading() as connection:
         assert set(connection.scalars(select(seeds.c.issue_id))) == {seeded.issue_id}
+
+
+def given(world: World) -> list[tuple[str, ...]]:
+    return [order.given for order in world.broker.prompts() if order.given]
+
+
+def test_seeds_whose_task_was_paused_while_their_order_was_lost_are_ordered_when_it_goes_on(world: World) -> None:
+    task_id = world.add_task(train=1)
+    running = world.open()
+    add_seeds(world, task_id, 1, "one", "two")
+    turns(world, running, 2)
+    with world.engine.begin() as connection:
+        connection.execute(update(tasks).values(state="paused"))
+    turns(world, running)
+    running.reader.logs_lost += 1
+    turns(world, running)
+    assert given(world) == [("one", "two")]
+    with world.engine.begin() as connection:
+        connection.execute(update(tasks).values(state="active"))
+    for _ in range(10):  # the feed had the prompt itself in hand first
+        turns(world, running)
+        for order in world.broker.prompts():
+            if not order.given:
+                world.answer(order)
+    assert given(world) == 2 * [("one", "two")]
+    world.ledger()
+
+
+def test_seeds_that_came_back_too_old_are_ordered_anew(world: World) -> None:
+    task_id = world.add_task(train=1)
+    running = world.open(max_staleness_versions=4)
+    add_seeds(world, task_id, 1, "one", "two")
+    turns(world, running, 2)
+    (order,) = [order for order in world.broker.prompts() if order.given]
+    world.announce(9)
+    turns(world, running, 1)
+    world.answer(order, version=0, tokens=[[1, 2], [3, 2]])
+    turns(world, running)
+    assert world.ledger().expired == 2
+    assert given(world) == 2 * [("one", "two")]
+
+
+def test_an_order_of_seeds_holds_no_more_than_a_message_may(world: World) -> None:
+    task_id = world.add_task(train=1)
+    running = world.open()
+    add_seeds(world, task_id, 1, *(letter * 60_000 for letter in "abcdef"), "\U0001f600" * 65_536)
+    for _ in range(5):
+        turns(world, running, 2)
+        for order in world.broker.prompts():
+            world.answer(order, tokens=[[place, 2] for place in range(max(1, len(order.given)))])
+    assert [[(text[0], len(text)) for text in texts] for texts in given(world)] == [
+        [(letter, 60_000) for letter in "abcd"],
+        [(letter, 60_000) for letter in "ef"],
+        [("\U0001f600", 65_536)],
+    ]
 
 
 def test_a_lost_order_of_seeds_is_sent_again_with_its_answers(world: World) -> None:

@@ -359,6 +359,16 @@ def test_when_the_broker_lost_its_logs_the_learner_says_again_what_may_have_been
     assert [resumed.batch_id for resumed in world.broker.resumed] == [0, 3]
 
 
+def test_a_learner_whose_next_batch_was_passed_over_says_where_it_is_each_time_that_more_comes(world: World) -> None:
+    life = world.start()
+    for copies in (1, 2):
+        post(world, 4, 5)  # the buffer never heard that this process began at 0
+        for _ in range(2):
+            assert not life.learner.step(life.reader)
+        life.learner.close()
+        assert [resumed.batch_id for resumed in world.broker.resumed] == [0] * (1 + copies)
+
+
 def test_a_report_that_a_checkpoint_covers_is_said_again_by_the_next_process(world: World) -> None:
     post(world, 1, 2, 3)
     world.start(checkpoint_every=3).train(3)
