@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy import Connection, func, update
 
 from services.buffer import gradings, judged, orders, rescoring
 from services.buffer.arrays import any_of
+from services.buffer.in_flight import Waiting
 from services.buffer.lease import Lease
 from services.buffer.orders import Issue, KnownTask
 from services.buffer.pacing import Turnaround
@@ -30,20 +31,13 @@ _MAX_ATTEMPTS: Final = 5
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    purpose: Purpose
-    attempt: int
-    sent_at: float
-
-
 class Judging:
     """Single-threaded. `now` is everywhere the same monotonic clock, in seconds."""
 
     def __init__(self, lease: Lease, run_id: str, send: Callable[[Rollout], None], *, reissue_seconds: float) -> None:
         self._lease, self._run_id, self._send = lease, run_id, send
         self._turnaround = {purpose: Turnaround(reissue_seconds) for purpose in PURPOSES}
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Waiting] = {}
         self._looked_at = float("-inf")
 
     def load(self, now: float) -> None:
@@ -55,25 +49,25 @@ class Judging:
     def reopened(self, found: Iterable[Issue], now: float) -> None:
         """Wait for these: something that belongs to them was sent again."""
         for issue in found:
-            self._waiting[issue.issue_id] = _Waiting(issue.purpose, issue.attempt, now)
+            self._waiting[issue.issue_id] = Waiting(issue, now)
 
     def settled(self, issue_ids: Iterable[int], now: float) -> None:
         """Take note of orders that were settled."""
         for issue_id in issue_ids:
             if (waiting := self._waiting.pop(issue_id, None)) is not None:
-                self._turnaround[waiting.purpose].answered(now, now - waiting.sent_at)
+                self._turnaround[waiting.issue.purpose].answered(now, now - waiting.sent_at)
 
     def lost(self) -> None:
         """Count everything in flight as lost, because the broker lost its logs."""
-        self._waiting = {i: _Waiting(w.purpose, w.attempt, float("-inf")) for i, w in self._waiting.items()}
+        self._waiting = {i: replace(w, sent_at=float("-inf")) for i, w in self._waiting.items()}
 
     def turn(self, now: float, tasks: Mapping[int, KnownTask]) -> None:
         """Send what was asked for, and what did not come back, a few times a second."""
         if now - self._looked_at < _LOOK_SECONDS:
             return
         self._looked_at = now
-        overdue = [i for i, w in self._waiting.items() if now - w.sent_at > self._deadline_seconds(w.purpose)]
-        room = _RESCORES_IN_FLIGHT - sum(w.purpose == "rescore" for w in self._waiting.values())
+        overdue = [i for i, w in self._waiting.items() if now - w.sent_at > self._deadline_seconds(w.issue.purpose)]
+        room = _RESCORES_IN_FLIGHT - sum(w.issue.purpose == "rescore" for w in self._waiting.values())
         with self._lease.transaction() as connection:
             again = self._try_again(connection, overdue)
             fresh = gradings.order(connection, self._run_id, _GRADINGS_AT_ONCE)
@@ -90,12 +84,12 @@ class Judging:
 
     def _try_again(self, connection: Connection, overdue: Collection[int]) -> list[int]:
         """Count one more attempt; give up on orders that nobody answered too often."""
-        late = [i for i in overdue if self._waiting[i].sent_at > float("-inf")]  # and not lost on the way
-        given_up = [i for i in late if self._waiting[i].attempt >= _MAX_ATTEMPTS]
+        late = [i for i in overdue if not self._waiting[i].is_lost]
+        given_up = [i for i in late if self._waiting[i].issue.attempt >= _MAX_ATTEMPTS]
         again = [i for i in overdue if i not in given_up]
         for issue in orders.find_issues(connection, given_up) if given_up else []:
             judged.give_up(connection, issue, f"no answer after {_MAX_ATTEMPTS} attempts: do its scorers run?")
-        for purpose in {self._waiting[i].purpose for i in late}:
+        for purpose in {self._waiting[i].issue.purpose for i in late}:
             self._turnaround[purpose].lapsed()
         for issue_id in overdue:
             del self._waiting[issue_id]

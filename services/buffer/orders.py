@@ -131,16 +131,16 @@ def unevaluated_prompts(connection: Connection, request: EvaluationRequest, limi
 
 def close_evaluation(connection: Connection, request: EvaluationRequest) -> None:
     """Take note that every held-out prompt has its order."""
-    connection.execute(_same(request).values(issued_at=func.now()))
+    connection.execute(_update_of(request).values(issued_at=func.now()))
 
 
 def reopen_evaluations(connection: Connection, expired: Iterable[Issue]) -> None:
     """Let the held-out prompts of these orders be ordered anew."""
     for task_id, version in sorted({(o.task_id, o.policy_version) for o in expired if o.policy_version is not None}):
-        connection.execute(_same(EvaluationRequest(task_id, version)).values(issued_at=None))
+        connection.execute(_update_of(EvaluationRequest(task_id, version)).values(issued_at=None))
 
 
-def _same(request: EvaluationRequest) -> Update:
+def _update_of(request: EvaluationRequest) -> Update:
     asked = evaluation_requests.c
     same = (asked.task_id == request.task_id) & (asked.policy_version == request.policy_version)
     return update(evaluation_requests).where(same)
