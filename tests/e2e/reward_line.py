@@ -84,6 +84,17 @@ class Line:
         self.stack.wait_for(lambda: self.stored(task) >= target, seconds=seconds, what=f"{count} more of {task}")
         return time.monotonic() - began
 
+    @contextmanager
+    def at_rest(self, task: str) -> Iterator[None]:
+        """Pause a task: an answer that is sampled again brings its trajectory's scores anew, seconds and all."""
+        self.client.pause(task)
+        open_orders = (
+            "SELECT 1 FROM issues JOIN tasks USING (task_id) WHERE name = :task AND issues.state = 'in_flight'"
+        )
+        self.stack.wait_for(lambda: not self.rows(orders, task=task), seconds=120, what=f"{task} at rest")
+        yield
+        self.client.resume(task)
+
     def rows(self, query: str, **values: Any) -> list[Any]:
         """What the database says."""
         engine = create_engine(self.stack.database_url)

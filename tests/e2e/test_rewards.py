@@ -42,10 +42,11 @@ def rewards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_a_composite_reward_is_the_hand_computed_one_and_shows_each_scorers_part(rewards: Line) -> None:
     rewards.wait_for_more("composite", 40)
-    listed = rewards.trajectories(task="composite")
+    with rewards.at_rest("composite"):
+        listed = rewards.trajectories(task="composite")
+        shown = [rewards.trajectory(one["trajectory_id"]) for one in listed]
     assert {verified(one["text"]) for one in listed} == {0.0, 1.0}
-    for one in listed:
-        whole = rewards.trajectory(one["trajectory_id"])
+    for one, whole in zip(listed, shown, strict=True):
         by_hand = {
             "verifier": verified(one["text"]),
             "judge": judged(one["text"]),
