@@ -91,7 +91,7 @@ class Line:
         open_orders = (
             "SELECT 1 FROM issues JOIN tasks USING (task_id) WHERE name = :task AND issues.state = 'in_flight'"
         )
-        self.stack.wait_for(lambda: not self.rows(orders, task=task), seconds=120, what=f"{task} at rest")
+        self.stack.wait_for(lambda: not self.rows(open_orders, task=task), seconds=120, what=f"{task} at rest")
         yield
         self.client.resume(task)
 
